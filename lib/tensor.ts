@@ -214,7 +214,10 @@ export function asTensor<T extends DType>(
     checkParts(type, data, value.dims, name);
   }
   if (!types.includes(type)) {
-    throw new HeddleError('ERR_DTYPE', `${name}: type ${type} is not supported here; allowed: ${types.join(', ')}`);
+    throw new HeddleError(
+      'ERR_DTYPE',
+      `${name}: type ${type} is not supported here; allowed: ${types.join(', ')}`,
+    );
   }
   if (rank !== undefined && value.dims.length !== rank) {
     throw new HeddleError(

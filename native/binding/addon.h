@@ -1,0 +1,9 @@
+#pragma once
+#include <napi.h>
+
+namespace heddle::binding {
+
+// Each family adds its ops to the module's exports.
+void register_moe(Napi::Env env, Napi::Object exports);
+
+}  // namespace heddle::binding

@@ -1,0 +1,15 @@
+// The moe family compiled for avx2.
+#include "moe/route_top_k.h"
+#include "simd/simd.h"
+
+#if defined(HEDDLE_TARGET_X86)
+#include "simd/avx2_begin.h"
+
+#include "simd/math-inl.h"
+
+#include "moe/router_row-inl.h"
+
+#include "moe/route_top_k-inl.h"
+
+#include "simd/end.h"
+#endif

@@ -1,0 +1,136 @@
+// One row of a router: logits in, sanitised logits, scores and weights out. Shared by route_top_k, its backward,
+// the losses and expert choice.
+
+constexpr int32_t kRemoved = INT32_MIN;  // below the image of every float, -Inf included
+constexpr float kNegInf = -HUGE_VALF;
+
+HEDDLE_INLINE int32_t round_up(int32_t n, int32_t to) { return (n + to - 1) / to * to; }
+
+HEDDLE_INLINE vf load_typed(const void* p, DType type, int64_t i, int n) {
+  const bool whole = n >= W;
+  if (type == DType::kFloat32) {
+    const float* f = static_cast<const float*>(p) + i;
+    return whole ? load(f) : load_n(f, n, kNegInf);
+  }
+  const uint16_t* h = static_cast<const uint16_t*>(p) + i;
+  vf v;
+  if (type == DType::kBFloat16) {
+    v = whole ? load_bf16(h) : load_bf16_n(h, n);
+  } else {
+    v = whole ? load_f16(h) : load_f16_n(h, n);
+  }
+  return whole ? v : select(first_n(n), v, set1(kNegInf));
+}
+
+// Reads row `row` into l (padded to whole vectors with -Inf): NaN and masked become -Inf; rows without a finite
+// maximum become their limit (see route_top_k.h). Returns the maximum, which is finite.
+HEDDLE_INLINE float read_row(const void* logits, DType type, int64_t row, int32_t experts, const uint8_t* mask, float* l) {
+  const int64_t base = row * experts;
+  vf top = set1(kNegInf);
+  for (int32_t i = 0; i < experts; i += W) {
+    vf v = load_typed(logits, type, base + i, experts - i);
+    v = select(not_nan(v), v, set1(kNegInf));
+    store(l + i, v);
+    top = max(top, v);
+  }
+  if (mask) {
+    top = set1(kNegInf);
+    for (int32_t i = 0; i < experts; ++i) {
+      if (!mask[i]) l[i] = kNegInf;
+    }
+    for (int32_t i = 0; i < experts; i += W) top = max(top, load(l + i));
+  }
+  const float m = reduce_max(top);
+  if (m > kNegInf && m < HUGE_VALF) return m;
+  for (int32_t i = 0; i < experts; ++i) l[i] = l[i] == m && !(mask && !mask[i]) ? 0.0f : kNegInf;
+  return 0.0f;
+}
+
+// p = exp(l - m) for the padded row; returns the sum.
+HEDDLE_INLINE float exp_row(const float* l, float m, int32_t experts, float* p) {
+  vf sum = set1(0.0f);
+  const vf shift = set1(m);
+  for (int32_t i = 0; i < experts; i += W) {
+    const vf e = exp(sub(load(l + i), shift));
+    store(p + i, e);
+    sum = add(sum, e);
+  }
+  return reduce_add(sum);
+}
+
+HEDDLE_INLINE vf apply_score(vf l, RouterScore score) {
+  return score == RouterScore::kSigmoid ? sigmoid(l) : sqrt_softplus(l);
+}
+
+// s = score(l) for the whole padded row.
+HEDDLE_INLINE void score_row(const float* l, float m, int32_t experts, RouterScore score, float* s) {
+  if (score == RouterScore::kSoftmax) {
+    const vf sum = set1(exp_row(l, m, experts, s));
+    for (int32_t i = 0; i < experts; i += W) store(s + i, div(load(s + i), sum));
+    return;
+  }
+  for (int32_t i = 0; i < experts; i += W) store(s + i, apply_score(load(l + i), score));
+}
+
+// Order-preserving integers: a < b as floats iff key(a) < key(b); -0 equals +0.
+HEDDLE_INLINE vi sort_key(vf x) {
+  const vi bits = as_int(add(x, set1(0.0f)));
+  return xori(bits, srl<1>(sra<31>(bits)));
+}
+
+// Whether the weights need the sum over all experts.
+HEDDLE_INLINE bool needs_full_softmax(const RouterOptions& o) {
+  return o.score == RouterScore::kSoftmax && !o.over_selected && !(o.normalize && o.epsilon == 0.0f && o.floor == 0.0f);
+}
+
+// Weights of the k selected experts of one row. `l` as read_row left it, m its maximum, full_sum the sum of
+// exponentials over all experts where needs_full_softmax. `x` is scratch of k rounded up to W.
+HEDDLE_INLINE void selected_weights(const RouterOptions& o, const float* l, float m, float full_sum, const int32_t* ids,
+                                    int32_t k, float* x, float* w) {
+  const int32_t padded = round_up(k, W);
+  for (int32_t j = 0; j < k; ++j) x[j] = ids[j] < 0 ? kNegInf : l[ids[j]];
+  for (int32_t j = k; j < padded; ++j) x[j] = kNegInf;
+  bool normalize = o.normalize;
+  if (o.score == RouterScore::kSoftmax) {
+    const bool full = needs_full_softmax(o);
+    float top = m;
+    if (!full) {
+      vf t = set1(kNegInf);
+      for (int32_t j = 0; j < padded; j += W) t = max(t, load(x + j));
+      top = reduce_max(t);
+      if (top == kNegInf) {  // only -Inf selected: uniform over the valid ones
+        for (int32_t j = 0; j < k; ++j) x[j] = ids[j] < 0 ? kNegInf : 0.0f;
+        top = 0.0f;
+      }
+      normalize = true;
+    }
+    for (int32_t j = 0; j < padded; j += W) store(x + j, exp(sub(load(x + j), set1(top))));
+    if (full) {
+      for (int32_t j = 0; j < padded; j += W) store(x + j, div(load(x + j), set1(full_sum)));
+    }
+  } else {
+    for (int32_t j = 0; j < padded; j += W) store(x + j, apply_score(load(x + j), o.score));
+    for (int32_t j = 0; j < k; ++j) {
+      if (ids[j] < 0) x[j] = 0.0f;
+    }
+  }
+  float factor = o.scale;
+  if (normalize) {
+    float sum = 0.0f;
+    for (int32_t j = 0; j < k; ++j) sum += x[j];
+    if (!o.over_selected) {
+      sum += o.epsilon;
+      if (sum < o.floor) sum = o.floor;
+    }
+    if (sum <= 0.0f) {
+      factor = 0.0f;
+    } else if (o.scale == 1.0f) {
+      for (int32_t j = 0; j < k; ++j) w[j] = x[j] / sum;
+      return;
+    } else {
+      for (int32_t j = 0; j < k; ++j) w[j] = x[j] / sum * o.scale;
+      return;
+    }
+  }
+  for (int32_t j = 0; j < k; ++j) w[j] = x[j] * factor;
+}
