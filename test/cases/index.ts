@@ -1,0 +1,5 @@
+import type { OpCase } from './case.ts';
+import { routeTopKCases } from './moe/routeTopK.ts';
+
+/** Every op's table. */
+export const allCases: OpCase[] = [...routeTopKCases];

@@ -1,0 +1,168 @@
+import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
+import { type RouteTopKOptions, type Routing, routeTopK, routeTopKSync } from '../../../lib/moe/routeTopK.ts';
+import { Tensor } from '../../../lib/tensor.ts';
+import { compareOutputs, type OpCase } from '../case.ts';
+import type { Random } from '../random.ts';
+
+interface Shape {
+  name: string;
+  tokens: number;
+  experts: number;
+  options: Omit<RouteTopKOptions, 'selectionBias' | 'mask' | 'out'>;
+  bias?: boolean;
+  mask?: 'experts' | 'tokens';
+  type?: FloatType;
+  bench?: boolean;
+}
+
+const deepseekV3 = {
+  k: 8,
+  score: 'sigmoid',
+  groups: { count: 8, keep: 4, score: 'top2' },
+  normalize: true,
+  normalizeEpsilon: 1e-20,
+  scale: 2.5,
+} as const;
+
+const shapes: Shape[] = [
+  { name: 'Mixtral', tokens: 67, experts: 8, options: { k: 2, normalize: true } },
+  { name: 'Qwen3-MoE', tokens: 130, experts: 128, options: { k: 8, normalize: true } },
+  { name: 'OLMoE', tokens: 97, experts: 64, options: { k: 8 } },
+  { name: 'gpt-oss', tokens: 61, experts: 32, options: { k: 4, softmaxOver: 'selected' } },
+  { name: 'DeepSeek-V3', tokens: 70, experts: 256, options: deepseekV3, bias: true },
+  {
+    name: 'DeepSeek-V2',
+    tokens: 40,
+    experts: 160,
+    options: { k: 6, groups: { count: 8, keep: 3, score: 'max' }, scale: 16 },
+  },
+  { name: 'Llama 4', tokens: 33, experts: 16, options: { k: 1, score: 'sigmoid' } },
+  {
+    name: 'sqrt-softplus',
+    tokens: 50,
+    experts: 60,
+    options: { k: 6, score: 'sqrt-softplus', normalize: true },
+  },
+  { name: 'softmax + bias', tokens: 50, experts: 60, options: { k: 6 }, bias: true },
+  {
+    name: 'softmax top-2 groups',
+    tokens: 50,
+    experts: 60,
+    options: { k: 3, groups: { count: 5, keep: 2, score: 'top2' } },
+  },
+  {
+    name: 'selected + bias',
+    tokens: 50,
+    experts: 33,
+    options: { k: 3, softmaxOver: 'selected' },
+    bias: true,
+  },
+  { name: 'floor', tokens: 50, experts: 33, options: { k: 3, normalize: true, normalizeFloor: 2 ** -2 } },
+  { name: 'expert mask', tokens: 50, experts: 40, options: { k: 5, normalize: true }, mask: 'experts' },
+  { name: 'token mask', tokens: 50, experts: 40, options: { k: 5 }, mask: 'tokens' },
+  {
+    name: 'masked groups',
+    tokens: 50,
+    experts: 40,
+    options: { k: 5, groups: { count: 4, keep: 2, score: 'max' } },
+    mask: 'tokens',
+  },
+  { name: 'one expert', tokens: 5, experts: 1, options: { k: 1, normalize: true } },
+  { name: 'k = E', tokens: 9, experts: 7, options: { k: 7 } },
+  { name: 'k = E = 96', tokens: 5, experts: 96, options: { k: 96, normalize: true } },
+  { name: 'E = 257', tokens: 19, experts: 257, options: { k: 9, normalize: true } },
+  { name: 'E = 576', tokens: 19, experts: 576, options: { k: 32 } },
+  { name: 'E = 4096', tokens: 5, experts: 4096, options: { k: 16 } },
+  { name: 'no tokens', tokens: 0, experts: 64, options: { k: 8 } },
+  { name: 'Qwen3-MoE bf16', tokens: 130, experts: 128, options: { k: 8, normalize: true }, type: 'bfloat16' },
+  { name: 'DeepSeek-V3 bf16', tokens: 45, experts: 256, options: deepseekV3, bias: true, type: 'bfloat16' },
+  { name: 'OLMoE fp16', tokens: 97, experts: 61, options: { k: 8 }, type: 'float16' },
+  { name: 'Mixtral', tokens: 4096, experts: 8, options: { k: 2, normalize: true }, bench: true },
+  { name: 'Qwen3-MoE', tokens: 4096, experts: 128, options: { k: 8, normalize: true }, bench: true },
+  {
+    name: 'softmax + renormalise',
+    tokens: 4096,
+    experts: 64,
+    options: { k: 8, normalize: true },
+    bench: true,
+  },
+  { name: 'OLMoE', tokens: 4096, experts: 64, options: { k: 8 }, bench: true },
+  { name: 'DeepSeek-V3', tokens: 4096, experts: 256, options: deepseekV3, bias: true, bench: true },
+  {
+    name: 'gpt-oss bf16',
+    tokens: 4096,
+    experts: 32,
+    options: { k: 4, softmaxOver: 'selected' },
+    type: 'bfloat16',
+    bench: true,
+  },
+  { name: 'one token', tokens: 1, experts: 128, options: { k: 8, normalize: true }, bench: true },
+];
+
+function outputs(r: Routing): Tensor[] {
+  return [r.indices, r.weights] as Tensor[];
+}
+
+function prepare(shape: Shape, random: Random) {
+  const { tokens, experts } = shape;
+  const type = shape.type ?? 'float32';
+  const values = random.normals(tokens * experts, 2);
+  const logits = new Tensor(type, encodeFloats(values, type) as never, [tokens, experts]);
+  const options: RouteTopKOptions = { ...shape.options };
+  if (shape.bias) options.selectionBias = random.normals(experts, 0.1);
+  if (shape.mask) {
+    const dims = shape.mask === 'experts' ? [experts] : [tokens, experts];
+    const data = Uint8Array.from({ length: dims.reduce((a, b) => a * b) }, () =>
+      random.uniform() < 0.3 ? 0 : 1,
+    );
+    options.mask = new Tensor('uint8', data, dims);
+  }
+  return { logits, options };
+}
+
+/** Routing cases: every published variant, odd sizes, every logit type. */
+export const routeTopKCases: OpCase[] = shapes.map((shape) => ({
+  family: 'moe',
+  op: 'routeTopK',
+  name: `${shape.name} T=${shape.tokens} E=${shape.experts} k=${shape.options.k}`,
+  tolerance: 1e-6,
+  bytes:
+    shape.tokens * (shape.experts * (shape.type && shape.type !== 'float32' ? 2 : 4) + shape.options.k * 8),
+  items: { unit: 'token', count: shape.tokens },
+  bench: shape.bench,
+  prepare(random) {
+    const { logits, options } = prepare(shape, random);
+    return {
+      run: (o) => outputs(routeTopKSync(logits, { ...options, ...o })),
+      runAsync: async (o) => outputs(await routeTopK(logits, { ...options, ...o })),
+      timed: (o) => {
+        const all = { ...options, ...o };
+        const out = routeTopKSync(logits, all);
+        return () => routeTopKSync(logits, { ...all, out });
+      },
+      compare: compareRouting,
+    };
+  },
+}));
+
+/**
+ * Selection may legitimately differ from float64 where two scores agree to float32 rounding. Such a swap shows as
+ * different ids with weights that are equal to rounding; anything else is a mismatch.
+ */
+function compareRouting(actual: Tensor[], expected: Tensor[]) {
+  const c = compareOutputs(actual, expected);
+  if (c.mismatches === 0) return c;
+  const [ids, weights] = actual;
+  const [refIds, refWeights] = expected;
+  c.mismatches = 0;
+  c.detail = undefined;
+  for (let i = 0; i < ids.data.length; i++) {
+    if (ids.data[i] === refIds.data[i]) continue;
+    const w = Number(weights.data[i]);
+    const r = Number(refWeights.data[i]);
+    if (Math.abs(w - r) <= 1e-6 * Math.abs(r)) continue;
+    c.mismatches++;
+    c.detail ??= `id ${i}: ${ids.data[i]} (weight ${w}), expected ${refIds.data[i]} (weight ${r})`;
+  }
+  return c;
+}
