@@ -2,6 +2,8 @@ import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { CHUNK_BYTES, type FileSource } from '../lib/checkpoint/file.ts';
@@ -620,6 +622,9 @@ describe('finding the files', () => {
     }));
     await refused(wrong.dir, /a\.safetensors: tensor "y" is missing/);
 
+    const earlier = sharded(() => ({ weight_map: { y: 'b.safetensors', z: 'a.safetensors' } }));
+    await refused(earlier.dir, /a\.safetensors: tensor "z" is missing/);
+
     const twice = sharded();
     writeSafetensors(path.join(twice.dir, 'b.safetensors'), { y: f32(3), z: f32(1), x: f32(1) });
     await refused(twice.dir, /b\.safetensors: tensor "x" is also in .*a\.safetensors/);
@@ -710,6 +715,7 @@ describe('life of a checkpoint', () => {
     ]) {
       expect(error.code).toBe('ERR_DISPOSED');
     }
+    expect(failure(() => c.readRangeSync('a', 0, 0)).code).toBe('ERR_DISPOSED'); // though nothing is read
     expect(tensor.data).toEqual(new Float32Array([1, 2, 3]));
     expect(c.has('a')).toBe(true);
     expect(c.info('a').dims).toEqual([3]);
@@ -749,6 +755,32 @@ describe('life of a checkpoint', () => {
       big.close();
       for (const error of await Promise.all(reading)) expect(error.code).toBe('ERR_DISPOSED');
       expect(open()).toBe(0);
+    },
+  );
+
+  it.skipIf(!fs.existsSync('/proc/self/fd'))(
+    'closes the files of a checkpoint that was forgotten',
+    async () => {
+      setFlagsFromString('--expose-gc');
+      const gc = runInNewContext('gc') as () => void;
+      const file = simple();
+      const isOpen = () =>
+        fs.readdirSync('/proc/self/fd').some((fd) => {
+          try {
+            return fs.readlinkSync(`/proc/self/fd/${fd}`) === fs.realpathSync(file);
+          } catch {
+            return false;
+          }
+        });
+      // In a function of its own, so that no register of this one keeps the checkpoint.
+      const read = () => openCheckpoint(file).then((c) => c.read('a'));
+      expect((await read()).data).toEqual(new Float32Array([1, 2, 3]));
+      expect(isOpen()).toBe(true);
+      for (let i = 0; i < 100 && isOpen(); i++) {
+        gc();
+        await new Promise((resolve) => setTimeout(resolve, 10));
+      }
+      expect(isOpen()).toBe(false);
     },
   );
 
