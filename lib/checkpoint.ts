@@ -293,13 +293,13 @@ function* openFiles(
     for (const tensor of header.tensors) {
       const other = places.get(tensor.name);
       if (other !== undefined) {
-        throw failIn(file, `tensor ${quote(tensor.name)}`)(`is also in ${other.info.file}`);
+        throw failIn(file, tensor.name, true)(`is also in ${other.info.file}`);
       }
       places.set(tensor.name, { info: infoOf(tensor, file), source, offset: dataStart + tensor.begin });
     }
     for (const name of promised) {
       if (places.get(name)?.source !== source) {
-        throw failIn(file, `tensor ${quote(name)}`)(`is missing; ${layout.index} promises it here`);
+        throw failIn(file, name, true)(`is missing; ${layout.index} promises it here`);
       }
     }
     for (const [key, value] of Object.entries(header.metadata)) {

@@ -64,10 +64,16 @@ export interface Header {
   readonly metadata: Readonly<Record<string, string>>;
 }
 
-/** A maker of `ERR_CHECKPOINT` errors that name `file` and, where there is one, the tensor. */
-export function failIn(file: string, subject = ''): Fail {
-  return (reason, cause) =>
-    new HeddleError('ERR_CHECKPOINT', `${file}: ${subject}${subject && ' '}${reason}`, { cause });
+/**
+ * A maker of `ERR_CHECKPOINT` errors that name `file` and, where there is one, the subject.
+ * @param tensor true when `subject` is a tensor's name; it is quoted only once an error is made
+ */
+export function failIn(file: string, subject = '', tensor = false): Fail {
+  return (reason, cause) => {
+    const named = tensor ? `tensor ${quote(subject)} ` : subject && `${subject} `;
+    const message = `${file}: ${named}${reason}`;
+    return new HeddleError('ERR_CHECKPOINT', message, cause === undefined ? undefined : { cause });
+  };
 }
 
 /**
@@ -116,7 +122,7 @@ function parseMetadata(text: string, file: string): Record<string, string> {
 }
 
 function parseTensor(name: string, text: string, file: string): HeaderTensor {
-  const fail = failIn(file, `tensor ${quote(name)}`);
+  const fail = failIn(file, name, true);
   const fields = new Map<string, unknown>();
   for (const { key, value } of members(text, fail, MAX_FIELDS)) {
     if (value.length > MAX_FIELD_LENGTH)

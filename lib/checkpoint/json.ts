@@ -47,7 +47,9 @@ export function* members(text: string, fail: Fail, limit = MAX_MEMBERS): Generat
     if (text.charCodeAt(at) !== QUOTE) throw malformed(text, at, 'a key', fail);
     const keyEnd = stringEnd(text, at, fail);
     const key = parseValue(text.slice(at, keyEnd), fail) as string;
-    if (/\p{Surrogate}/u.test(key)) throw fail(`has the key ${quote(key)}, which is not valid Unicode`);
+    // Only an escape can make half a surrogate pair: the text was decoded from UTF-8.
+    if (key.length < keyEnd - at - 2 && /\p{Surrogate}/u.test(key))
+      throw fail(`has the key ${quote(key)}, which is not valid Unicode`);
     if (seen.has(key)) throw fail(`has the key ${quote(key)} twice`);
     seen.add(key);
     if (seen.size > limit) throw fail(`has more than ${limit} keys`);
@@ -107,11 +109,13 @@ function skipSpace(text: string, from: number): number {
 
 /** The index after the closing quote of the string that starts at `from`. */
 function stringEnd(text: string, from: number, fail: Fail): number {
-  let at = from + 1;
-  while (at < text.length) {
-    const c = text.charCodeAt(at);
-    if (c === QUOTE) return at + 1;
-    at += c === BACKSLASH ? 2 : 1;
+  let at = text.indexOf('"', from + 1);
+  while (at >= 0) {
+    let before = at - 1;
+    while (text.charCodeAt(before) === BACKSLASH) before--;
+    // An even number of backslashes are escapes of each other; an odd one escapes the quote.
+    if ((at - before) % 2 === 1) return at + 1;
+    at = text.indexOf('"', at + 1);
   }
   throw fail(`is not valid JSON: the string at character ${from} does not end`);
 }

@@ -68,7 +68,7 @@ function parseIndex(text: string, directory: string, file: string): Map<string, 
     found = true;
     const failMap = failIn(file, 'weight_map');
     for (const { key: tensor, value: shard } of members(value, failMap)) {
-      const failEntry = failIn(file, `tensor ${quote(tensor)}`);
+      const failEntry = failIn(file, tensor, true);
       const name = shard.length > 8192 ? undefined : parseValue(shard, failEntry);
       if (typeof name !== 'string' || !isPlainRelative(name)) {
         throw failEntry(
