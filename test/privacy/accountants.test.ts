@@ -2,7 +2,9 @@ import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { HeddleError } from '../../lib/errors.ts';
+import { compose, deltaAt, sumRange } from '../../lib/privacy/accountants/composedLoss.ts';
 import { gaussianDelta, gaussianEpsilon, gdpMu } from '../../lib/privacy/accountants/gdp.ts';
+import { discretise, lossRange, lossVariable } from '../../lib/privacy/accountants/lossVariable.ts';
 import { rdpOfStep } from '../../lib/privacy/accountants/rdp.ts';
 import { erfc, erfcx, logErfc, normalCdf } from '../../lib/privacy/accountants/special.ts';
 import {
@@ -272,6 +274,36 @@ describe('PRV accountant', () => {
       }
       const rdp = computeEpsilon({ accountant: 'rdp', ...phase(sigma, q, steps), delta });
       expect(rdp.epsilon).toBeGreaterThanOrEqual(exact);
+    },
+  );
+
+  // `computeEpsilon` returns the worse direction, which hides the other: each is checked by itself here.
+  it.each(['remove', 'add'] as const)(
+    'the composed loss of direction %s has the exact delta',
+    (direction) => {
+      for (const [sigma, q, steps] of [
+        [1, 0.5, 1],
+        [0.8, 0.3, 2],
+        [0.6, 0.05, 2],
+      ]) {
+        const exact = quadratureDelta(sigma, q, steps, direction);
+        const mesh = 1e-4;
+        const loss = lossVariable(sigma, q, direction);
+        const { low, high } = lossRange(loss, 1e-15);
+        const repeated = [{ loss: discretise(loss, low, high, mesh), steps }];
+        const range = sumRange(repeated, mesh, 1e-12);
+        const sum = compose(repeated, mesh, range, 2 ** 19);
+        let outside = 0;
+        sum.probabilities.forEach((p, i) => {
+          const t = sum.low + i * mesh;
+          if (t < range.low || t > range.high) outside += p;
+        });
+        expect(Math.abs(outside)).toBeLessThan(2e-12);
+        expect(range.high - range.low).toBeLessThan(1.3 * steps * (high - low));
+        for (const epsilon of [0, 0.1, 0.5, 1, 2]) {
+          expect(Math.abs(deltaAt(sum, epsilon) - exact(epsilon))).toBeLessThan(1e-8);
+        }
+      }
     },
   );
 

@@ -85,7 +85,11 @@ function search(
   let lowEpsilon = highEpsilon;
   while (highEpsilon > target) {
     if (high >= LARGEST_SIGMA) {
-      throw badOption('epsilon', target, `reachable with a noise multiplier of at most ${LARGEST_SIGMA}`);
+      throw badOption(
+        'epsilon',
+        target,
+        `reachable with a noise multiplier of at most ${LARGEST_SIGMA} (a small target needs larger orders or a smaller epsilonError)`,
+      );
     }
     low = high;
     lowEpsilon = highEpsilon;
