@@ -277,6 +277,19 @@ describe('PRV accountant', () => {
     },
   );
 
+  it.each(golden.dense_convolution.rows as number[][])(
+    'sigma %d, q %d, %d steps: agrees with a dense convolution rounded down and up',
+    (sigma, q, steps, delta, low, high) => {
+      const result = computeEpsilon({ accountant: 'prv', ...phase(sigma, q, steps), delta });
+      expect(result.estimate).toBeGreaterThan(low);
+      expect(result.estimate).toBeLessThan(high);
+      expect(result.lower).toBeLessThan(low);
+      expect(result.epsilon).toBeGreaterThan(high);
+      const rdp = computeEpsilon({ accountant: 'rdp', ...phase(sigma, q, steps), delta });
+      expect(rdp.epsilon).toBeGreaterThan(high);
+    },
+  );
+
   // `computeEpsilon` returns the worse direction, which hides the other: each is checked by itself here.
   it.each(['remove', 'add'] as const)(
     'the composed loss of direction %s has the exact delta',

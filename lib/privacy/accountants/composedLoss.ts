@@ -23,7 +23,7 @@ export interface ComposedLoss {
   readonly mesh: number;
   /**
    * Bound on the rounding error of a sum of these probabilities. The error of a transform is spread evenly
-   * over its points; its size shows in the most negative value, since probabilities are not. Four times that,
+   * over its points; its size shows in the most negative value, since probabilities are not. Twice that,
    * on every point, all of one sign, is far more than was ever seen (the signs alternate).
    */
   readonly rounding: number;
@@ -48,6 +48,7 @@ function cumulant(loss: DiscreteLoss, mesh: number, lambda: number): number {
     for (let i = p.length - 1; i >= 0; i--) sum = sum * ratio + p[i];
     anchor = loss.first;
   }
+  if (sum === 0) return Infinity; // underflow: this λ tells nothing
   return Math.log(sum) + lambda * (anchor * mesh + loss.shift);
 }
 
@@ -148,7 +149,7 @@ export function compose(
     buffer[i] = result[2 * wrapped];
     if (buffer[i] < lowest) lowest = buffer[i];
   }
-  return { probabilities: buffer, low: origin + lowIndex * mesh, mesh, rounding: -4 * size * lowest };
+  return { probabilities: buffer, low: origin + lowIndex * mesh, mesh, rounding: -2 * size * lowest };
 }
 
 /**

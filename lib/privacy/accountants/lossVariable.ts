@@ -108,8 +108,6 @@ export interface DiscreteLoss {
   readonly probabilities: Float64Array;
   readonly first: number;
   readonly shift: number;
-  /** probability cut off outside of the bins (before normalising) */
-  readonly truncated: number;
 }
 
 /** Rounds `loss` to the nearest multiple of `mesh` on [low, high]. */
@@ -120,20 +118,18 @@ export function discretise(loss: LossVariable, low: number, high: number, mesh: 
   const edge = (i: number): number => (first + i - 0.5) * mesh;
   // Differences of P(Y ≤ t) in the lower half and of P(Y > t) in the upper: neither tail cancels.
   let i = 0;
-  const start = loss.below(edge(0));
-  let previous = start;
+  let previous = loss.below(edge(0));
   while (i < probabilities.length && previous < 0.5) {
     const next = loss.below(edge(i + 1));
-    probabilities[i++] = next - previous;
+    probabilities[i++] = Math.max(0, next - previous);
     previous = next;
   }
   previous = loss.above(edge(i));
   while (i < probabilities.length) {
     const next = loss.above(edge(i + 1));
-    probabilities[i++] = previous - next;
+    probabilities[i++] = Math.max(0, previous - next);
     previous = next;
   }
-  const truncated = start + loss.above(edge(probabilities.length));
   let total = 0;
   for (const p of probabilities) total += p;
   let mean = 0;
@@ -141,5 +137,5 @@ export function discretise(loss: LossVariable, low: number, high: number, mesh: 
     probabilities[j] /= total;
     mean += probabilities[j] * (first + j);
   }
-  return { probabilities, first, shift: loss.mean - mean * mesh, truncated };
+  return { probabilities, first, shift: loss.mean - mean * mesh };
 }
