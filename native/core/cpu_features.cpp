@@ -1,5 +1,7 @@
 #include "core/cpu_features.h"
 
+#include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -72,6 +74,8 @@ void detect_x86(CpuFeatures& f) {
   f.avx512_vnni = f.avx512 && bit(l7.c, 11);
   f.avx512_bf16 = f.avx512 && bit(l71.a, 5);
   f.fast_bf16_dot = f.avx512_bf16 && amd;
+  // For measuring and for testing both paths on one machine.
+  if (const char* forced = std::getenv("HEDDLE_BF16_DOT")) f.fast_bf16_dot = f.avx512_bf16 && std::strcmp(forced, "on") == 0;
   f.avx512_fp16 = f.avx512 && bit(l7.d, 23);
   f.avx_vnni = f.avx2 && bit(l71.a, 4);
   f.amx_tile = os_amx && bit(l7.d, 24);

@@ -10,34 +10,49 @@ HEDDLE_INLINE int first_bit(uint64_t m) {
 #endif
 }
 
-// Top-k of N vectors of keys held in registers (N * W <= 64, so one 64-bit word holds a mask over all keys).
+// Keys that top_k_registers takes: two 64-bit words of mask, and vectors the register file can hold or spill.
+constexpr int kRegisterVectors = W == 16 ? 8 : W == 8 ? 16 : 8;
+constexpr int kRegisterKeys = kRegisterVectors * W;
+
+// One bit per key equal to m, which are removed.
+template <int N>
+HEDDLE_INLINE void remove_equal(vi* v, vi m, uint64_t* hits) {
+  hits[0] = hits[1] = 0;
+  HEDDLE_UNROLL(16)
+  for (int i = 0; i < N; ++i) {
+    const vm equal = eqi(v[i], m);
+    hits[i * W / 64] |= static_cast<uint64_t>(mask_bits(equal)) << (i * W % 64);
+    v[i] = select(equal, set1i(kRemoved), v[i]);
+  }
+}
+
+template <int N>
+HEDDLE_INLINE vi spread_largest(const vi* v) {
+  vi m = v[0];
+  HEDDLE_UNROLL(16)
+  for (int i = 1; i < N; ++i) m = maxi(m, v[i]);
+  return spread_maxi(m);
+}
+
+// Top-k of N vectors of keys.
 template <int N>
 HEDDLE_INLINE void top_k_registers(const int32_t* keys, int32_t k, int32_t* ids) {
   vi v[N];
+  HEDDLE_UNROLL(16)
   for (int i = 0; i < N; ++i) v[i] = loadi(keys + i * W);
   int32_t j = 0;
   while (j < k) {
-    vi m = v[0];
-    for (int i = 1; i < N; ++i) m = maxi(m, v[i]);
-    m = spread_maxi(m);
-    uint64_t hits = 0;
-    for (int i = 0; i < N; ++i) {
-      const vm equal = eqi(v[i], m);
-      hits |= static_cast<uint64_t>(mask_bits(equal)) << (i * W);
-      v[i] = select(equal, set1i(kRemoved), v[i]);
-    }
-    ids[j++] = first_bit(hits);
-    hits &= hits - 1;
-    if (hits) {  // ties, or nothing left but removed keys
+    const vi m = spread_largest<N>(v);
+    uint64_t hits[2];
+    remove_equal<N>(v, m, hits);
+    if (hits[0] == 0 || (hits[0] & (hits[0] - 1)) != 0 || hits[1] != 0) {
       if (reduce_maxi(m) == kRemoved) {
-        --j;
         while (j < k) ids[j++] = -1;
         return;
       }
-      while (hits && j < k) {
-        ids[j++] = first_bit(hits);
-        hits &= hits - 1;
-      }
+    }
+    for (int word = 0; word < (N * W > 64 ? 2 : 1); ++word) {
+      for (uint64_t h = hits[word]; h && j < k; h &= h - 1) ids[j++] = word * 64 + first_bit(h);
     }
   }
 }
@@ -73,10 +88,10 @@ HEDDLE_INLINE void top_k_columns(int32_t* keys, int32_t padded, int32_t k, int32
   }
 }
 
-// Picks the register version whose size fits (8 vectors or 64 keys at most), or the column version.
+// Picks the register version whose size fits, or the column version.
 template <int N = 1>
 HEDDLE_INLINE void top_k_keys(int32_t* keys, int32_t padded, int32_t k, int32_t* ids) {
-  if constexpr (N <= 8 && N * W <= 64) {
+  if constexpr (N <= kRegisterVectors) {
     if (padded == N * W) return top_k_registers<N>(keys, k, ids);
     return top_k_keys<N + 1>(keys, padded, k, ids);
   } else {
@@ -99,19 +114,81 @@ HEDDLE_INLINE float group_score(const float* c, int32_t n, bool top2) {
   return first + reduce_max(hi);
 }
 
-// Removes from `keys` every expert outside the best group_keep groups (ties to the lower group).
-HEDDLE_INLINE void limit_groups(const RouteTopKArgs& a, const float* c, int32_t* keys, float* scores) {
+// Moves the keys of the best group_keep groups (ties to the lower group) to the front, in ascending order of group,
+// and fills `kept` with those groups. Returns the number of keys left, padded with removed ones.
+HEDDLE_INLINE int32_t limit_groups(const RouteTopKArgs& a, const float* c, int32_t* keys, int32_t* kept) {
   const int32_t size = a.experts / a.group_count;
+  float scores[kMaxExperts];
   for (int32_t g = 0; g < a.group_count; ++g) scores[g] = group_score(c + g * size, size, a.group_top2);
+  int32_t count = 0;
   for (int32_t g = 0; g < a.group_count; ++g) {
     int32_t better = 0;
-    for (int32_t h = 0; h < a.group_count; ++h) better += scores[h] > scores[g] || (scores[h] == scores[g] && h < g);
-    if (better < a.group_keep) continue;
-    for (int32_t i = 0; i < size; ++i) keys[g * size + i] = kRemoved;
+    for (int32_t h = 0; h < a.group_count; ++h) better += (scores[h] > scores[g]) | ((scores[h] == scores[g]) & (h < g));
+    if (better >= a.group_keep) continue;
+    // To the left or in place, whole vectors: what a store overruns is a group not kept or copied next.
+    if (count != g) {
+      if (size % W == 0) {
+        for (int32_t i = 0; i < size; i += W) storei(keys + count * size + i, loadi(keys + g * size + i));
+      } else {
+        for (int32_t i = 0; i < size; ++i) keys[count * size + i] = keys[g * size + i];
+      }
+    }
+    kept[count++] = g;
   }
+  const int32_t left = count * size;
+  for (int32_t i = left; i < round_up(left, W); ++i) keys[i] = kRemoved;
+  return left;
 }
 
-HEDDLE_INLINE void route_row(const RouteTopKArgs& a, int64_t row) {
+// A row without bias, groups, mask or given ids, whose experts fit the registers and k <= W: the winners' logits are
+// read off the keys themselves. False for rows with ties or without a finite maximum: those take the general path,
+// which gives the same bits.
+template <int N>
+HEDDLE_INLINE bool route_row_registers(const RouteTopKArgs& a, int64_t row) {
+  vi v[N];
+  const bool full = needs_full_softmax(a.router);
+  vf l[N];
+  HEDDLE_UNROLL(16)
+  for (int i = 0; i < N; ++i) {
+    vf x = load_typed(a.logits, a.type, row * a.experts + i * W, a.experts - i * W);
+    x = select(not_nan(x), x, set1(kNegInf));
+    if (full) l[i] = x;
+    v[i] = sort_key(x);
+  }
+  if (N * W > a.experts) v[N - 1] = select(first_n(a.experts - (N - 1) * W), v[N - 1], set1i(kRemoved));
+  int32_t* ids = a.indices + row * a.k;
+  vi first = set1i(0), selected = set1i(INT32_MIN + 0x7fffff);  // the key of -Inf
+  bool unique = true;
+  for (int32_t j = 0; j < a.k; ++j) {
+    const vi m = spread_largest<N>(v);
+    if (j == 0) first = m;
+    uint64_t hits[2];
+    remove_equal<N>(v, m, hits);
+    selected = select(eqi(iota(), set1i(j)), m, selected);
+    if (N * W <= 64) {
+      unique &= (hits[0] & (hits[0] - 1)) == 0;
+      ids[j] = first_bit(hits[0]);
+    } else {
+      const bool low = hits[0] != 0;
+      unique &= (hits[0] & (hits[0] - 1)) == 0 && (hits[1] & (hits[1] - 1)) == 0 && !(low && hits[1] != 0);
+      ids[j] = low ? first_bit(hits[0]) : 64 + first_bit(hits[1]);
+    }
+  }
+  const vf shift = key_value(first);
+  const uint32_t finite = mask_bits(lt(abs(shift), set1(HUGE_VALF)));
+  if (!unique || !finite) return false;
+  float full_sum = 0.0f;
+  if (full) {
+    vf sum = set1(0.0f);
+    HEDDLE_UNROLL(16)
+    for (int i = 0; i < N; ++i) sum = add(sum, exp(sub(l[i], shift)));
+    full_sum = reduce_add(sum);
+  }
+  store_n(a.weights + row * a.k, weights_of_lanes(a.router, key_value(selected), shift, full_sum), a.k);
+  return true;
+}
+
+static void route_row(const RouteTopKArgs& a, int64_t row) {
   alignas(64) float l[kMaxExperts + W];
   alignas(64) float s[kMaxExperts + W];
   alignas(64) int32_t keys[kMaxExperts + W];
@@ -154,18 +231,43 @@ HEDDLE_INLINE void route_row(const RouteTopKArgs& a, int64_t row) {
       }
     }
     if (a.group_count > 1 && a.group_keep < a.group_count) {
-      float scores[kMaxExperts];
       if (mask) {
         float* masked = s;
         for (int32_t i = 0; i < a.experts; ++i) masked[i] = mask[i] ? c[i] : kNegInf;
         c = masked;
       }
-      limit_groups(a, c, keys, scores);
+      int32_t kept[kMaxExperts];
+      const int32_t size = a.experts / a.group_count;
+      const int32_t left = limit_groups(a, c, keys, kept);
+      top_k_keys(keys, round_up(left, W), a.k, ids);
+      for (int32_t j = 0; j < a.k; ++j) {
+        if (ids[j] >= 0) ids[j] = kept[ids[j] / size] * size + ids[j] % size;
+      }
+    } else {
+      top_k_keys(keys, padded, a.k, ids);
     }
-    top_k_keys(keys, padded, a.k, ids);
   }
   alignas(64) float x[kMaxExperts + W];
   selected_weights(a.router, l, m, full_sum, ids, a.k, x, weights);
+}
+
+template <int N>
+HEDDLE_INLINE void route_rows(const RouteTopKArgs& a, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    if (!route_row_registers<N>(a, row)) route_row(a, row);
+  }
+}
+
+// The loop over rows for the number of vectors; false when the general path is needed.
+template <int N = 1>
+HEDDLE_INLINE bool route_rows_fast(const RouteTopKArgs& a, int64_t begin, int64_t end) {
+  if constexpr (N <= kRegisterVectors) {
+    if (round_up(a.experts, W) != N * W) return route_rows_fast<N + 1>(a, begin, end);
+    route_rows<N>(a, begin, end);
+    return true;
+  } else {
+    return false;
+  }
 }
 
 Status route_top_k(const RouteTopKArgs& a, const Exec& exec) {
@@ -178,6 +280,8 @@ Status route_top_k(const RouteTopKArgs& a, const Exec& exec) {
   // About 20 microseconds a tile: long enough to pay for handing it to another thread.
   const int64_t grain = 1 + 16384 / (a.experts + 8 * a.k);
   const bool done = parallel_for(exec, a.tokens, grain, [&](int64_t begin, int64_t end) {
+    const bool plain = !a.given && !a.mask && !a.selection_bias && a.k <= W && (a.group_count <= 1 || a.group_keep == a.group_count);
+    if (plain && route_rows_fast(a, begin, end)) return;
     for (int64_t row = begin; row < end; ++row) route_row(a, row);
   });
   return done ? kOk : kCancelled;
