@@ -81,3 +81,18 @@ export function measurePeaks(
     setDefaults({ isa: before });
   }
 }
+
+/** The better of two measurements of the same peaks: a peak is what the machine can do. */
+export function bestPeaks(a: Peaks, b: Peaks): Peaks {
+  const best = (x: Partial<Record<IsaName, number>>, y: Partial<Record<IsaName, number>>) =>
+    Object.fromEntries(
+      Object.entries(x).map(([isa, value]) => [isa, Math.max(value, y[isa as IsaName] ?? 0)]),
+    ) as Partial<Record<IsaName, number>>;
+  const [p, q] = [a.operations, b.operations];
+  return {
+    ...a,
+    operations: { f32: best(p.f32, q.f32), bf16: best(p.bf16, q.bf16), int8: best(p.int8, q.int8) },
+    read: Math.max(a.read, b.read),
+    copy: Math.max(a.copy, b.copy),
+  };
+}

@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { type Info, info, packageRoot } from '../lib/backend.ts';
-import type { Peaks } from './peaks.ts';
+import type { Arithmetic, Peaks } from './peaks.ts';
 
 /** Raised when a field changes its meaning or goes away; new fields do not raise it. */
 export const REPORT_VERSION = 1;
@@ -50,6 +50,8 @@ export interface BenchRow {
   rounds: number[];
   flops?: number;
   bytes?: number;
+  /** The arithmetic whose peak the operations are held against. */
+  arithmetic: Arithmetic;
   flopsPerSecond?: number;
   bytesPerSecond?: number;
   items?: { unit: string; count: number; perSecond: number };

@@ -20,28 +20,29 @@ export interface BenchOptions {
   /** Time per entrant and case. */
   seconds: number;
   seed: number;
-  peaks: Peaks | null;
   peers: Peers | null;
   onNote?(text: string): void;
 }
 
-type Shares = Pick<BenchRow, 'flopsPerSecond' | 'bytesPerSecond' | 'items' | 'peak'>;
+/** Rates of a row that was timed. */
+function setRates(row: BenchRow, c: OpCase, seconds: number): void {
+  if (c.flops) row.flopsPerSecond = c.flops / seconds;
+  if (c.bytes) row.bytesPerSecond = c.bytes / seconds;
+  if (c.items) row.items = { ...c.items, perSecond: c.items.count / seconds };
+}
 
-/** Rates of one timing, and the share of the roofline: the least time that the peaks allow over the time taken. */
-export function ratesOf(c: OpCase, seconds: number, isa: string, peaks: Peaks | null): Shares {
-  const rates: Shares = {};
-  if (c.flops) rates.flopsPerSecond = c.flops / seconds;
-  if (c.bytes) rates.bytesPerSecond = c.bytes / seconds;
-  if (c.items) rates.items = { ...c.items, perSecond: c.items.count / seconds };
-  if (peaks === null) return rates;
-  const kind = c.peak ?? 'f32';
-  const operations = peaks.operations[kind][isa as keyof Peaks['operations']['f32']];
-  const floors: [string, number][] = [];
-  if (c.bytes) floors.push(['read', c.bytes / peaks.read]);
-  if (c.flops && operations) floors.push([kind, c.flops / operations]);
-  floors.sort((a, b) => b[1] - a[1]);
-  if (floors.length > 0) rates.peak = { bound: floors[0][0], share: floors[0][1] / seconds };
-  return rates;
+/** The share of the roofline: the least time that the peaks allow over the time taken. */
+export function setPeakShares(rows: BenchRow[], peaks: Peaks): void {
+  for (const row of rows) {
+    if (row.seconds === null) continue;
+    const isa = row.variant.split('/')[1] as keyof Peaks['operations']['f32'];
+    const operations = peaks.operations[row.arithmetic][isa];
+    const floors: [string, number][] = [];
+    if (row.bytes) floors.push(['read', row.bytes / peaks.read]);
+    if (row.flops && operations) floors.push([row.arithmetic, row.flops / operations]);
+    floors.sort((a, b) => b[1] - a[1]);
+    if (floors.length > 0) row.peak = { bound: floors[0][0], share: floors[0][1] / row.seconds };
+  }
 }
 
 interface Expectation {
@@ -113,7 +114,7 @@ function referenceTiming(timing: Timing | undefined, expected: Expectation, own:
 
 /** Validates one case on fresh data, then times every variant that is right, with the peers, in interleaved rounds. */
 export async function benchCase(c: OpCase, options: BenchOptions): Promise<BenchRow[]> {
-  const { threads, seconds, peaks } = options;
+  const { threads, seconds } = options;
   const prepared = c.prepare(new Random(caseSeed(options.seed, c)));
   const expected = runReference(c, prepared);
   const rows: BenchRow[] = [];
@@ -131,6 +132,7 @@ export async function benchCase(c: OpCase, options: BenchOptions): Promise<Bench
       rounds: [],
       flops: c.flops,
       bytes: c.bytes,
+      arithmetic: c.peak ?? 'f32',
       peers: {},
     });
     if (!error.passed) continue; // a wrong result has no speed
@@ -156,7 +158,7 @@ export async function benchCase(c: OpCase, options: BenchOptions): Promise<Bench
     row.seconds = own.seconds;
     row.spread = own.spread;
     row.rounds = own.rounds;
-    Object.assign(row, ratesOf(c, own.seconds, row.variant.split('/')[1] ?? '', peaks));
+    setRates(row, c, own.seconds);
     if (row.variant !== 'reference') {
       row.reference = referenceTiming(timings.get('reference'), expected, own.seconds);
     }
