@@ -18,7 +18,14 @@ const variantCount = Math.max(1, info().isas.length);
 describe('heddle verify', () => {
   it('passes on real cases, prints its seed and writes JSON', async () => {
     const file = join(folder, 'verify.json');
-    const { code, out } = await heddle(['verify', 'moe', '--filter', 'routeTopK: Mixtral T=67', '--json', file]);
+    const { code, out } = await heddle([
+      'verify',
+      'moe',
+      '--filter',
+      'routeTopK: Mixtral T=67',
+      '--json',
+      file,
+    ]);
     expect(code).toBe(0);
     expect(out).toMatch(/^seed \d+$/m);
     for (const isa of info().isas) expect(out).toContain(`cpu/${isa}`);
