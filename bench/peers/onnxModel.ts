@@ -5,32 +5,40 @@ const VARINT = 0;
 const BYTES = 2;
 const FIXED32 = 5;
 
+/** A message as a list of pieces: nesting copies nothing, so weights of a gigabyte are copied once, by `finish`. */
 class Message {
-  private readonly parts: Buffer[] = [];
+  private readonly parts: Uint8Array[] = [];
+  private length = 0;
 
+  private push(part: Uint8Array): void {
+    this.parts.push(part);
+    this.length += part.length;
+  }
   private key(field: number, wire: number): void {
-    this.parts.push(varint((field << 3) | wire));
+    this.push(varint((field << 3) | wire));
   }
   integer(field: number, value: number): this {
     this.key(field, VARINT);
-    this.parts.push(varint(value));
+    this.push(varint(value));
     return this;
   }
   float(field: number, value: number): this {
     this.key(field, FIXED32);
     const b = Buffer.alloc(4);
     b.writeFloatLE(value);
-    this.parts.push(b);
+    this.push(b);
     return this;
   }
-  bytes(field: number, value: Buffer | string | Message): this {
-    const b = value instanceof Message ? value.finish() : Buffer.from(value as string);
+  bytes(field: number, value: Uint8Array | string | Message): this {
+    const message = value instanceof Message;
+    const b = message ? null : typeof value === 'string' ? Buffer.from(value) : value;
     this.key(field, BYTES);
-    this.parts.push(varint(b.length), b);
+    this.push(varint(message ? value.length : (b as Uint8Array).length));
+    for (const part of message ? value.parts : [b as Uint8Array]) this.push(part);
     return this;
   }
   finish(): Buffer {
-    return Buffer.concat(this.parts);
+    return Buffer.concat(this.parts, this.length);
   }
 }
 
@@ -95,7 +103,6 @@ function constant(t: OnnxTensor): Message {
   for (const d of t.dims) m.integer(1, d);
   const data = t.data as ArrayBufferView;
   m.integer(2, t.type).bytes(8, t.name);
-  // A view, not a copy: weights may be large.
   return m.bytes(9, Buffer.from(data.buffer, data.byteOffset, data.byteLength));
 }
 
@@ -106,7 +113,10 @@ function valueInfo(t: OnnxTensor): Message {
   return new Message().bytes(1, t.name).bytes(2, new Message().bytes(1, tensorType));
 }
 
-/** A model of one graph. A protobuf message ends at 2 GiB: larger weights do not fit. */
+/** A protobuf message ends at 2 GiB; constants above this (with room for the rest) must be inputs instead. */
+export const MAX_CONSTANT_BYTES = 2 ** 31 - 2 ** 20;
+
+/** A model of one graph. */
 export function onnxModel(graph: OnnxGraph): Buffer {
   const g = new Message();
   for (const n of graph.nodes) g.bytes(1, node(n));

@@ -4,7 +4,7 @@ import { packageRoot } from '../../lib/backend.ts';
 import type { PeerSpec } from '../../test/cases/case.ts';
 import { Random } from '../../test/cases/random.ts';
 import { asyncEntrant, type Entrant } from '../harness.ts';
-import { ONNX_FLOAT, ONNX_INT64, type OnnxGraph, onnxModel } from './onnxModel.ts';
+import { MAX_CONSTANT_BYTES, ONNX_FLOAT, ONNX_INT64, type OnnxGraph, onnxModel } from './onnxModel.ts';
 import type { Peer } from './peer.ts';
 
 /** The part of onnxruntime-node that is used here. */
@@ -93,22 +93,35 @@ function moe(spec: PeerSpec): OnnxWork {
     inputs: [
       { name: 'x', type: ONNX_FLOAT, dims: [tokens, hidden] },
       { name: 'router', type: ONNX_FLOAT, dims: [tokens, experts] },
-      // Inputs rather than constants: a layer's weights exceed what one protobuf message may hold.
-      { name: 'fc1', type: ONNX_FLOAT, dims: [experts, 2 * intermediate, hidden] },
-      { name: 'fc2', type: ONNX_FLOAT, dims: [experts, hidden, intermediate] },
     ],
     outputs: [{ name: 'y', type: ONNX_FLOAT, dims: [tokens, hidden] }],
   };
   const random = new Random(1);
-  return {
-    graph,
-    feeds: {
-      x: random.normals(tokens * hidden),
-      router: random.normals(tokens * experts),
-      fc1: filler(experts * 2 * intermediate * hidden, 0.03),
-      fc2: filler(experts * hidden * intermediate, 0.03),
-    },
+  const feeds: OnnxWork['feeds'] = {
+    x: random.normals(tokens * hidden),
+    router: random.normals(tokens * experts),
   };
+  const weights = [
+    { name: 'fc1', dims: [experts, 2 * intermediate, hidden] },
+    { name: 'fc2', dims: [experts, hidden, intermediate] },
+  ].map((w) => ({
+    ...w,
+    type: ONNX_FLOAT,
+    data: filler(
+      w.dims.reduce((a, b) => a * b),
+      0.03,
+    ),
+  }));
+  // Constants, as in an exported model, are a little faster than inputs; only too large a layer falls back to those.
+  const bytes = weights.reduce((sum, w) => sum + w.data.byteLength, 0);
+  if (bytes <= MAX_CONSTANT_BYTES) graph.constants.push(...weights);
+  else {
+    for (const { data, ...tensor } of weights) {
+      graph.inputs.push(tensor);
+      feeds[tensor.name] = data;
+    }
+  }
+  return { graph, feeds };
 }
 
 function load(): Ort {

@@ -91,7 +91,8 @@ describe.skipIf(typeof ort === 'string')('onnxruntime peer', () => {
     const [tokens, experts, k, hidden, intermediate] = [3, 4, 2, 8, 6];
     const spec = { op: 'moe', tokens, experts, k, hidden, intermediate };
     const { work, outputs } = await peer.compute(spec, 1);
-    const { x, router, fc1, fc2 } = work.feeds;
+    const { x, router } = work.feeds;
+    const [fc1, fc2] = work.graph.constants.map((c) => c.data as Float32Array);
     const { indices, weights } = routeTopKSync(new Tensor('float32', router, [tokens, experts]), {
       k,
       normalize: true,
