@@ -68,6 +68,8 @@ export interface BenchReport extends RunInfo {
   /** Version of each peer that ran, or why it did not. */
   peers: Record<string, { available: boolean; version?: string; reason?: string }>;
   rows: BenchRow[];
+  /** Cases that could not be checked or timed at all. */
+  failures: { case: string; message: string }[];
 }
 
 function commitOf(root: string): string | null {

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { packageRoot } from '../../lib/backend.ts';
@@ -124,25 +125,20 @@ function moe(spec: PeerSpec): OnnxWork {
   return { graph, feeds };
 }
 
-function load(): Ort {
+function load(): { ort: Ort; version: string } {
   // bench/peers of a clone, else whatever the user's own project has installed.
-  for (const from of [join(packageRoot(), 'bench', 'peers', 'package.json'), join(process.cwd(), 'x.js')]) {
+  const own = join(packageRoot(), 'bench', 'peers', 'package.json');
+  for (const from of [own, join(process.cwd(), 'package.json')]) {
     try {
-      return createRequire(from)('onnxruntime-node') as Ort;
+      const require = createRequire(from);
+      const { version } = require('onnxruntime-node/package.json') as { version: string };
+      return { ort: require('onnxruntime-node') as Ort, version };
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'MODULE_NOT_FOUND') throw error;
     }
   }
-  throw new Error('not installed (npm --prefix bench/peers ci)');
-}
-
-function versionOf(): string {
-  try {
-    const require = createRequire(join(packageRoot(), 'bench', 'peers', 'package.json'));
-    return (require('onnxruntime-node/package.json') as { version: string }).version;
-  } catch {
-    return 'unknown';
-  }
+  const remedy = existsSync(own) ? 'npm --prefix bench/peers ci' : 'npm install onnxruntime-node';
+  throw new Error(`not installed (${remedy})`);
 }
 
 export interface OnnxruntimePeer extends Peer {
@@ -154,7 +150,7 @@ export interface OnnxruntimePeer extends Peer {
 }
 
 export async function connectOnnxruntime(): Promise<OnnxruntimePeer> {
-  const ort = load();
+  const { ort, version } = load();
   let last: OrtSession | null = null;
   async function prepare(spec: PeerSpec, threads: number) {
     const make = OPS[spec.op];
@@ -174,7 +170,7 @@ export async function connectOnnxruntime(): Promise<OnnxruntimePeer> {
   }
   return {
     name: 'onnxruntime',
-    version: versionOf(),
+    version,
     async entrant(spec: PeerSpec, threads: number): Promise<Entrant> {
       const { run } = await prepare(spec, threads);
       await run();

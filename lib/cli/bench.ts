@@ -96,6 +96,11 @@ export function benchTable(rows: BenchRow[], tty: boolean): string {
   );
 }
 
+/** Wrong results and cases that failed. */
+export function missesOf(report: BenchReport): number {
+  return report.failures.length + report.rows.filter((r) => !r.error.passed).length;
+}
+
 /** Measures peaks, connects peers, times every case and prints the table. */
 export async function runBench(plan: BenchPlan, { io }: Context): Promise<BenchReport> {
   const { cases, variants, threads, seconds, seed } = plan;
@@ -111,6 +116,7 @@ export async function runBench(plan: BenchPlan, { io }: Context): Promise<BenchR
     peaks: before,
     peers: {},
     rows: [],
+    failures: [],
   };
   for (const [name, peer] of peers?.ready ?? [])
     report.peers[name] = { available: true, version: peer.version };
@@ -122,16 +128,12 @@ export async function runBench(plan: BenchPlan, { io }: Context): Promise<BenchR
       for (const c of cases) {
         progress.note(caseLabel(c));
         await new Promise((resolve) => setImmediate(resolve)); // lets the progress bar draw
-        report.rows.push(
-          ...(await benchCase(c, {
-            variants,
-            threads,
-            seconds,
-            seed,
-            peers,
-            onNote: (note) => notes.push(note),
-          })),
-        );
+        try {
+          const onNote = (note: string) => notes.push(note);
+          report.rows.push(...(await benchCase(c, { variants, threads, seconds, seed, peers, onNote })));
+        } catch (error) {
+          report.failures.push({ case: caseLabel(c), message: String(error) });
+        }
         progress.step();
       }
     });
@@ -147,11 +149,12 @@ export async function runBench(plan: BenchPlan, { io }: Context): Promise<BenchR
     setPeakShares(report.rows, report.peaks);
     printPeaks(io, report.peaks);
   }
-  io.out(benchTable(report.rows, io.tty));
+  if (report.rows.length > 0) io.out(benchTable(report.rows, io.tty));
   io.out('×: its time over heddle’s, in the same run. ±: slowest less fastest round, over the median.');
   for (const r of report.rows.filter((row) => !row.error.passed)) {
     io.out(`WRONG ${r.op}: ${r.name} on ${r.variant}: ${r.error.detail} (seed ${seed})`);
   }
+  for (const f of report.failures) io.out(`FAILED ${f.case}: ${f.message}`);
   return report;
 }
 
@@ -218,6 +221,6 @@ export const benchCommand: Command = {
       if (svg) writeFileSync(String(values['svg']), svg);
       else io.out('no picture: no row has both operations and bytes');
     }
-    return report.rows.every((r) => r.error.passed) ? 0 : 1;
+    return missesOf(report) === 0 ? 0 : 1;
   },
 };

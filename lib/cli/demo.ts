@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { Random } from '../../test/cases/random.ts';
 import { info, packageRoot } from '../backend.ts';
 import { Tensor } from '../tensor.ts';
-import { runBench } from './bench.ts';
+import { missesOf, runBench } from './bench.ts';
 import { type Command, type Context, seedOf } from './command.ts';
 import { formatRate, formatTable, formatTime } from './format.ts';
 import { infoCommand } from './info.ts';
@@ -104,8 +104,7 @@ export const demoCommand: Command = {
       },
       context,
     );
-    const wrong = report.rows.filter((r) => !r.error.passed).length;
-    const misses = verified.failures.length + layerFailures + wrong;
+    const misses = verified.failures.length + layerFailures + missesOf(report);
     io.out('');
     io.out(misses === 0 ? 'every result is right' : `${misses} wrong results: see above`);
     return misses === 0 ? 0 : 1;

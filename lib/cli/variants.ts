@@ -32,6 +32,7 @@ export function selectVariants(
     }
     io.out(`backend cpu is not available: ${cpu.reason}`);
     if (cpu.remedy) io.out(`  ${cpu.remedy}`);
+    io.out('only the reference runs, compared with itself');
     return [REFERENCE];
   }
   const native = nativeVariants();

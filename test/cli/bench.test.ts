@@ -119,9 +119,14 @@ describe('heddle bench', () => {
     expect(good.code).toBe(0);
     const bad = await heddle(['bench', ...QUICK], [sliced(0.5)]);
     expect(bad.code).toBe(1);
-    const unchecked = await heddle(['bench', ...QUICK], [fakeCase(0, { verify: false })]);
-    expect(unchecked.code).toBe(1);
-    expect(unchecked.err).toContain('cannot be checked');
+  });
+
+  it('goes on after a case that fails', async () => {
+    const uncheckable = fakeCase(0, { name: 'uncheckable', verify: false });
+    const { code, out } = await heddle(['bench', ...QUICK], [uncheckable, fakeCase(0)]);
+    expect(code).toBe(1);
+    expect(out).toMatch(/FAILED fake: uncheckable: .*cannot be checked/);
+    expect(out).toMatch(/^fake +off by 0 .*FLOP\/s/m);
   });
 });
 
