@@ -7,6 +7,25 @@ export {
   info,
   setDefaults,
 } from './backend.ts';
+export {
+  Checkpoint,
+  type CheckpointOptions,
+  openCheckpoint,
+  openCheckpointSync,
+  type ReadOptions,
+  type TensorInfo,
+} from './checkpoint.ts';
 export { HeddleError, type HeddleErrorCode } from './errors.ts';
+export {
+  type LinearActivation,
+  type LinearOptions,
+  linear,
+  linearSync,
+  PackedMatrix,
+  type PackMatrixOptions,
+  packMatrix,
+  packMatrixSync,
+  type WeightType,
+} from './gemm/linear.ts';
 export type { AsyncOpOptions, OpOptions } from './op.ts';
 export { type DType, type DTypeArrays, Tensor, type TensorLike } from './tensor.ts';

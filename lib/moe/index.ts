@@ -1,3 +1,16 @@
+export {
+  type Activation,
+  type ExpertBiases,
+  type ExpertSources,
+  type ExpertsForwardOptions,
+  ExpertWeights,
+  expertsForward,
+  expertsForwardSync,
+  type PackExpertsOptions,
+  packExperts,
+  packExpertsSync,
+  type Stacked,
+} from './experts.ts';
 export type { RouterOptions, RouterScore } from './routerOptions.ts';
 export {
   type ExpertGroups,

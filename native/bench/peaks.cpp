@@ -5,12 +5,8 @@
 #include <chrono>
 #include <cstring>
 
-#include "core/workspace.h"
+#include "core/huge.h"
 #include "simd/simd.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace heddle {
 namespace {
@@ -99,14 +95,9 @@ Status memory(const PeakArgs& args, const Exec& exec, const PeakKernels& kernels
   const bool copy = args.kind == PeakKind::kCopy;
   const int64_t tiles = std::max<int64_t>(args.bytes / kTile / 2 * 2, 2);
   const size_t bytes = static_cast<size_t>(tiles * kTile);
-  AlignedBuffer<unsigned char> buffer;
+  HugeBuffer buffer;
   if (!buffer.reset(bytes)) return kNoMemory;
-  unsigned char* p = buffer.data();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const size_t page = 4096;
-  const size_t skip = (page - reinterpret_cast<uintptr_t>(p) % page) % page;
-  madvise(p + skip, (bytes - skip) / page * page, MADV_HUGEPAGE);
-#endif
+  unsigned char* p = buffer.as<unsigned char>();
   // Writing makes the pages real: unwritten ones would all be the one page of zeros, in cache.
   const bool touched = parallel_for(exec, tiles, 1, [&](int64_t begin, int64_t stop) {
     for (int64_t t = begin; t < stop; ++t) std::memset(p + t * kTile, static_cast<int>(t & 0x7f) + 1, kTile);

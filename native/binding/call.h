@@ -104,6 +104,15 @@ class Call {
     return static_cast<T*>(p);
   }
 
+  template <class T>
+  T* optional_handle() {
+    napi_valuetype type;
+    napi_typeof(env_, info_[index_], &type);
+    if (type == napi_external) return handle<T>();
+    ++index_;
+    return nullptr;
+  }
+
   const Exec& exec() const { return exec_; }
 
   // Runs `kernel(args, exec)` here or on the pool.

@@ -65,3 +65,34 @@ HEDDLE_INLINE vf sqrt_softplus(vf x) {
   const vf positive = max(x, set1(0.0f));
   return sqrt(add(positive, log1p_unit(exp(neg(abs(x))))));
 }
+
+// erf(x); 5e-7 relative. Odd rational approximation on [-4, 4] (coefficients as published in Eigen's
+// MathFunctionsImpl.h), 1 beyond.
+HEDDLE_INLINE vf erf(vf x) {
+  x = max(min(x, set1(4.0f)), set1(-4.0f));
+  const vf z = mul(x, x);
+  vf p = set1(-2.72614225801306e-10f);
+  p = fma(p, z, set1(2.77068142495902e-08f));
+  p = fma(p, z, set1(-2.10102402082508e-06f));
+  p = fma(p, z, set1(-5.69250639462346e-05f));
+  p = fma(p, z, set1(-7.34990630326855e-04f));
+  p = fma(p, z, set1(-2.95459980854025e-03f));
+  p = fma(p, z, set1(-1.60960333262415e-02f));
+  vf q = set1(-1.45660718464996e-05f);
+  q = fma(q, z, set1(-2.13374055278905e-04f));
+  q = fma(q, z, set1(-1.68282697438203e-03f));
+  q = fma(q, z, set1(-7.37332916720468e-03f));
+  q = fma(q, z, set1(-1.42647390514189e-02f));
+  return div(mul(x, p), q);
+}
+
+// x times the standard normal distribution function.
+HEDDLE_INLINE vf gelu_erf(vf x) {
+  return mul(mul(set1(0.5f), x), add(set1(1.0f), erf(mul(x, set1(0.70710678118654752f)))));
+}
+
+// GELU with the tanh approximation: 0.5 x (1 + tanh(z)) = x sigmoid(2 z).
+HEDDLE_INLINE vf gelu_tanh(vf x) {
+  const vf z = mul(set1(1.5957691216057308f), fma(mul(mul(x, x), x), set1(0.044715f), x));
+  return mul(x, sigmoid(z));
+}

@@ -50,3 +50,11 @@
 #define HEDDLE_UNROLL(n) HEDDLE_PRAGMA_(GCC unroll n)
 #endif
 #endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#define HEDDLE_PREFETCH(p) __builtin_prefetch((p), 0, 3)
+#define HEDDLE_PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
+#else
+#define HEDDLE_PREFETCH(p)
+#define HEDDLE_PREFETCH_L2(p)
+#endif

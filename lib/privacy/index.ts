@@ -1,0 +1,2 @@
+/** Differentially private training: accountants; the kernels are exported beside them. */
+export * from './accountants/index.ts';

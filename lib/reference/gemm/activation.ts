@@ -1,0 +1,66 @@
+/** Activations of a gated (or plain) feed-forward layer. */
+export type Activation =
+  | 'silu'
+  | 'clamped-swiglu'
+  | 'gelu-tanh'
+  | 'gelu'
+  | 'relu-squared'
+  | 'relu'
+  | 'identity';
+
+const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
+
+/** erf to float64 accuracy: Taylor series for small x, continued fraction of erfc beyond. */
+export function erf(x: number): number {
+  const a = Math.abs(x);
+  if (a > 6) return Math.sign(x);
+  if (a < 2.5) {
+    let term = a;
+    let sum = a;
+    for (let n = 1; n < 100 && Math.abs(term) > 1e-18 * Math.abs(sum); n++) {
+      term *= (-a * a) / n;
+      sum += term / (2 * n + 1);
+    }
+    return (Math.sign(x) * 2 * sum) / Math.sqrt(Math.PI);
+  }
+  let fraction = a;
+  for (let n = 60; n >= 1; n--) fraction = a + n / 2 / fraction;
+  return Math.sign(x) * (1 - Math.exp(-a * a) / (Math.sqrt(Math.PI) * fraction));
+}
+
+export function geluTanh(x: number): number {
+  return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
+}
+
+export function gelu(x: number): number {
+  return 0.5 * x * (1 + erf(x / Math.SQRT2));
+}
+
+/** act(gate) * up; see native/moe/experts.h. `up` is 1 for ungated layers. */
+export function gatedActivation(
+  kind: Activation,
+  gate: number,
+  up: number,
+  alpha: number,
+  limit: number,
+): number {
+  switch (kind) {
+    case 'silu':
+      return gate * sigmoid(gate) * up;
+    case 'clamped-swiglu': {
+      const g = Math.min(gate, limit);
+      const u = Math.min(Math.max(up, -limit), limit);
+      return g * sigmoid(alpha * g) * (u + 1);
+    }
+    case 'gelu-tanh':
+      return geluTanh(gate) * up;
+    case 'gelu':
+      return gelu(gate) * up;
+    case 'relu-squared':
+      return Math.max(gate, 0) ** 2 * up;
+    case 'relu':
+      return Math.max(gate, 0) * up;
+    case 'identity':
+      return gate * up;
+  }
+}

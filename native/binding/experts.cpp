@@ -1,0 +1,150 @@
+// Packed weights for JavaScript: handles that own native memory, and the ops on them.
+//
+// A handle is an External holding a shared_ptr: a running job holds the object too, so dispose() while a forward
+// runs frees the memory when that forward ends. The garbage collector is the backstop, and is told the size.
+#include "binding/addon.h"
+#include "binding/call.h"
+#include "gemm/linear.h"
+#include "moe/experts.h"
+
+namespace heddle::binding {
+namespace {
+
+template <class T>
+struct Handle {
+  std::shared_ptr<T> object;
+  int64_t accounted = 0;
+};
+
+template <class T>
+Napi::Value make_handle(Napi::Env env, std::shared_ptr<T> object) {
+  auto* h = new Handle<T>{std::move(object), 0};
+  return Napi::External<Handle<T>>::New(env, h, [](Napi::Env e, Handle<T>* p) {
+    if (p->accounted) Napi::MemoryManagement::AdjustExternalMemory(e, -p->accounted);
+    delete p;
+  });
+}
+
+// Tells the collector the current size and returns it.
+template <class T>
+Napi::Value account(const Napi::CallbackInfo& info) {
+  auto* h = info[0].As<Napi::External<Handle<T>>>().Data();
+  const int64_t bytes = h->object ? h->object->bytes() : 0;
+  Napi::MemoryManagement::AdjustExternalMemory(info.Env(), bytes - h->accounted);
+  h->accounted = bytes;
+  return Napi::Number::New(info.Env(), static_cast<double>(bytes));
+}
+
+template <class T>
+Napi::Value release(const Napi::CallbackInfo& info) {
+  auto* h = info[0].As<Napi::External<Handle<T>>>().Data();
+  h->object.reset();
+  Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -h->accounted);
+  h->accounted = 0;
+  return info.Env().Undefined();
+}
+
+Napi::Value create_bank(const Napi::CallbackInfo& info) {
+  auto number = [&](size_t i) { return info[i].As<Napi::Number>().DoubleValue(); };
+  auto bank = std::make_shared<ExpertBank>();
+  bank->type = static_cast<PackType>(static_cast<int>(number(0)));
+  bank->activation = static_cast<Activation>(static_cast<int>(number(1)));
+  bank->alpha = static_cast<float>(number(2));
+  bank->limit = static_cast<float>(number(3));
+  bank->gated = info[4].ToBoolean();
+  bank->hidden = static_cast<int64_t>(number(5));
+  bank->intermediate = static_cast<int64_t>(number(6));
+  bank->experts.resize(static_cast<size_t>(number(7)));
+  return make_handle(info.Env(), std::move(bank));
+}
+
+Napi::Value pack_experts_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  PackExpertsArgs a;
+  a.bank = call.handle<Handle<ExpertBank>>()->object;
+  a.group = call.integer();
+  const DType type = call.dtype();
+  const auto gate = call.arrays<void>(), up = call.arrays<void>();
+  const int64_t gn = call.integer(), gk = call.integer();
+  const auto down = call.arrays<void>();
+  const int64_t dn = call.integer(), dk = call.integer();
+  const auto gate_bias = call.arrays<float>(), up_bias = call.arrays<float>(), down_bias = call.arrays<float>();
+  for (size_t i = 0; i < down.size(); ++i) {
+    ExpertSource s;
+    if (!gate.empty()) s.gate = {gate[i], type, gn, gk};
+    s.up = {up[i], type, gn, gk};
+    s.down = {down[i], type, dn, dk};
+    if (!gate_bias.empty()) s.gate_bias = gate_bias[i];
+    if (!up_bias.empty()) s.up_bias = up_bias[i];
+    if (!down_bias.empty()) s.down_bias = down_bias[i];
+    a.sources.push_back(s);
+  }
+  return call.submit(std::move(a), pack_experts);
+}
+
+Napi::Value experts_forward_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  ExpertsForwardArgs a;
+  a.bank = call.handle<Handle<ExpertBank>>()->object;
+  if (auto* shared = call.optional_handle<Handle<ExpertBank>>()) a.shared = shared->object;
+  a.shared_gate = call.array<float>();
+  a.x = call.array<void>();
+  a.type = call.dtype();
+  a.tokens = call.integer();
+  a.k = call.integer();
+  a.indices = call.array<int32_t>();
+  a.weights = call.array<float>();
+  a.out = call.array<void>();
+  a.out_type = call.dtype();
+  return call.submit(std::move(a), experts_forward);
+}
+
+Napi::Value create_matrix(const Napi::CallbackInfo& info) {
+  return make_handle(info.Env(), std::make_shared<PackedMatrix>());
+}
+
+Napi::Value pack_matrix_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  PackMatrixArgs a;
+  a.matrix = call.handle<Handle<PackedMatrix>>()->object;
+  a.type = static_cast<PackType>(call.integer());
+  a.source.data = call.array<void>();
+  a.source.type = call.dtype();
+  a.n = call.integer();
+  a.k = call.integer();
+  a.source.n_stride = call.integer();
+  a.source.k_stride = call.integer();
+  a.group = call.integer();
+  return call.submit(std::move(a), pack_matrix_job);
+}
+
+Napi::Value linear_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  LinearArgs a;
+  a.weight = call.handle<Handle<PackedMatrix>>()->object;
+  a.x = call.array<void>();
+  a.type = call.dtype();
+  a.rows = call.integer();
+  a.bias = call.array<float>();
+  a.activation = static_cast<LinearActivation>(call.integer());
+  a.out = call.array<void>();
+  a.out_type = call.dtype();
+  return call.submit(std::move(a), linear);
+}
+
+}  // namespace
+
+void register_experts(Napi::Env env, Napi::Object exports) {
+  exports.Set("createBank", Napi::Function::New(env, create_bank));
+  exports.Set("packExperts", Napi::Function::New(env, pack_experts_call));
+  exports.Set("expertsForward", Napi::Function::New(env, experts_forward_call));
+  exports.Set("accountBank", Napi::Function::New(env, account<ExpertBank>));
+  exports.Set("releaseBank", Napi::Function::New(env, release<ExpertBank>));
+  exports.Set("createMatrix", Napi::Function::New(env, create_matrix));
+  exports.Set("packMatrix", Napi::Function::New(env, pack_matrix_call));
+  exports.Set("linear", Napi::Function::New(env, linear_call));
+  exports.Set("accountMatrix", Napi::Function::New(env, account<PackedMatrix>));
+  exports.Set("releaseMatrix", Napi::Function::New(env, release<PackedMatrix>));
+}
+
+}  // namespace heddle::binding

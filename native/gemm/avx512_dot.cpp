@@ -1,0 +1,207 @@
+// Tile products on avx512's dot product instructions: bf16 pairs (vdpbf16ps), int8 quads (vpdpbusd), and 4-bit
+// weights unpacked to quads. Beside the avx512 region because Skylake-X and Cascade Lake lack some of these.
+//
+// bf16: one instruction multiplies two k and adds both to the fp32 chain (the pair is summed first, rounding to
+// nearest even, subnormals flushed: the instruction's definition).
+// int8: x is stored as q + 128 because vpdpbusd takes unsigned times signed; 128 * (sum of the column) is taken
+// off at the end. 4 bits: the weight is the unsigned operand (nibble, or 2 * E2M1 + 12 from a 16-entry table) and
+// x the signed one, so the offset (8 or 12) times the sum of x starts the accumulator of each group.
+#include "gemm/packed.h"
+#include "simd/simd.h"
+
+#if defined(HEDDLE_TARGET_X86) && !(defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 10)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#endif
+namespace heddle {
+namespace avx512_dot {
+
+constexpr int64_t kAhead = 2048;
+
+template <int MR>
+HEDDLE_INLINE void prefetch_step(const TileCall& t, const char* b, int64_t step) {
+  HEDDLE_PREFETCH(b + step * kStepBytes + kAhead);
+  HEDDLE_PREFETCH(b + step * kStepBytes + kAhead + 64);
+  if (MR > 4 && step < t.prefetch_steps) {
+    HEDDLE_PREFETCH_L2(t.prefetch + step * kStepBytes);
+    HEDDLE_PREFETCH_L2(t.prefetch + step * kStepBytes + 64);
+  }
+}
+
+template <int MR>
+void tile_bf16(const TileCall& t) {
+  const char* HEDDLE_RESTRICT b = static_cast<const char*>(t.b);
+  const int32_t* HEDDLE_RESTRICT a = static_cast<const int32_t*>(t.a);
+  __m512 acc[MR][2];
+  HEDDLE_UNROLL(16)
+  for (int m = 0; m < MR; ++m) {
+    acc[m][0] = t.accumulate ? _mm512_loadu_ps(t.c + m * kPanel) : _mm512_setzero_ps();
+    acc[m][1] = t.accumulate ? _mm512_loadu_ps(t.c + m * kPanel + 16) : _mm512_setzero_ps();
+  }
+  for (int64_t s = 0; s < t.steps; ++s) {
+    prefetch_step<MR>(t, b, s);
+    const __m512i b0 = _mm512_loadu_si512(b + s * kStepBytes), b1 = _mm512_loadu_si512(b + s * kStepBytes + 64);
+    HEDDLE_UNROLL(16)
+    for (int m = 0; m < MR; ++m) {
+      const __m512i x = _mm512_set1_epi32(a[s * MR + m]);
+      acc[m][0] = _mm512_dpbf16_ps(acc[m][0], (__m512bh)x, (__m512bh)b0);
+      acc[m][1] = _mm512_dpbf16_ps(acc[m][1], (__m512bh)x, (__m512bh)b1);
+    }
+  }
+  HEDDLE_UNROLL(16)
+  for (int m = 0; m < MR; ++m) {
+    _mm512_storeu_ps(t.c + m * kPanel, acc[m][0]);
+    _mm512_storeu_ps(t.c + m * kPanel + 16, acc[m][1]);
+  }
+}
+
+template <int MR>
+void tile_int8(const TileCall& t) {
+  const char* HEDDLE_RESTRICT b = static_cast<const char*>(t.b);
+  const int32_t* HEDDLE_RESTRICT a = static_cast<const int32_t*>(t.a);
+  __m512i acc[MR][2];
+  HEDDLE_UNROLL(16)
+  for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm512_setzero_si512();
+  for (int64_t s = 0; s < t.steps; ++s) {
+    prefetch_step<MR>(t, b, s);
+    const __m512i b0 = _mm512_loadu_si512(b + s * kStepBytes), b1 = _mm512_loadu_si512(b + s * kStepBytes + 64);
+    HEDDLE_UNROLL(16)
+    for (int m = 0; m < MR; ++m) {
+      const __m512i x = _mm512_set1_epi32(a[s * MR + m]);
+      acc[m][0] = _mm512_dpbusd_epi32(acc[m][0], x, b0);
+      acc[m][1] = _mm512_dpbusd_epi32(acc[m][1], x, b1);
+    }
+  }
+  HEDDLE_UNROLL(2)
+  for (int h = 0; h < 2; ++h) {
+    const __m512i offset = _mm512_loadu_si512(t.b_sum + 16 * h);
+    const __m512 scale = _mm512_loadu_ps(t.b_scale + 16 * h);
+    HEDDLE_UNROLL(16)
+    for (int m = 0; m < MR; ++m) {
+      const __m512 v = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc[m][h], offset));
+      _mm512_storeu_ps(t.c + m * kPanel + 16 * h, _mm512_mul_ps(_mm512_mul_ps(v, _mm512_set1_ps(t.a_scale[m])), scale));
+    }
+  }
+}
+
+// 4-bit groups. The float sums of a group stay in c (L1): integer and float accumulators of 14 rows do not fit
+// the registers together, and a group is long enough (4 steps or more) to pay for the round trip.
+template <int MR, bool kTable>
+void tile_4bit(const TileCall& t) {
+  const char* HEDDLE_RESTRICT b = static_cast<const char*>(t.b);
+  const int32_t* HEDDLE_RESTRICT a = static_cast<const int32_t*>(t.a);
+  const __m512i low = _mm512_set1_epi8(15);
+  // 2 * E2M1 + 12 by code.
+  const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  constexpr int32_t kOffset = kTable ? 12 : 8;
+  HEDDLE_UNROLL(16)
+  for (int m = 0; m < MR; ++m) {
+    _mm512_storeu_ps(t.c + m * kPanel, _mm512_setzero_ps());
+    _mm512_storeu_ps(t.c + m * kPanel + 16, _mm512_setzero_ps());
+  }
+  for (int64_t s0 = 0, g = 0; s0 < t.steps; s0 += t.group_steps, ++g) {
+    const int64_t s1 = s0 + t.group_steps < t.steps ? s0 + t.group_steps : t.steps;
+    __m512i acc[MR][2];
+    HEDDLE_UNROLL(16)
+    for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm512_set1_epi32(-kOffset * t.a_sum[g * MR + m]);
+    for (int64_t s = s0; s < s1; ++s) {
+      prefetch_step<MR>(t, b, s);
+      const __m512i w0 = _mm512_loadu_si512(b + s * kStepBytes), w1 = _mm512_loadu_si512(b + s * kStepBytes + 64);
+      __m512i l0 = _mm512_and_si512(w0, low), l1 = _mm512_and_si512(w1, low);
+      __m512i h0 = _mm512_and_si512(_mm512_srli_epi16(w0, 4), low), h1 = _mm512_and_si512(_mm512_srli_epi16(w1, 4), low);
+      if (kTable) {
+        l0 = _mm512_shuffle_epi8(table, l0), l1 = _mm512_shuffle_epi8(table, l1);
+        h0 = _mm512_shuffle_epi8(table, h0), h1 = _mm512_shuffle_epi8(table, h1);
+      }
+      HEDDLE_UNROLL(16)
+      for (int m = 0; m < MR; ++m) {
+        const __m512i x = _mm512_set1_epi32(a[2 * s * MR + m]);
+        acc[m][0] = _mm512_dpbusd_epi32(acc[m][0], l0, x);
+        acc[m][1] = _mm512_dpbusd_epi32(acc[m][1], l1, x);
+      }
+      HEDDLE_UNROLL(16)
+      for (int m = 0; m < MR; ++m) {
+        const __m512i x = _mm512_set1_epi32(a[(2 * s + 1) * MR + m]);
+        acc[m][0] = _mm512_dpbusd_epi32(acc[m][0], h0, x);
+        acc[m][1] = _mm512_dpbusd_epi32(acc[m][1], h1, x);
+      }
+    }
+    HEDDLE_UNROLL(2)
+    for (int h = 0; h < 2; ++h) {
+      __m512 scale;
+      if (kTable) {  // 2^(e - 127) / 2; e = 0 and 1 need subnormals, which the product below never resolves: 0
+        const __m128i e = _mm_loadu_si128(reinterpret_cast<const __m128i*>(t.b_exponent + g * kPanel + 16 * h));
+        const __m512i wide = _mm512_max_epi32(_mm512_sub_epi32(_mm512_cvtepu8_epi32(e), _mm512_set1_epi32(1)), _mm512_setzero_si512());
+        scale = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 23));
+      } else {
+        scale = _mm512_loadu_ps(t.b_scale + g * kPanel + 16 * h);
+      }
+      HEDDLE_UNROLL(16)
+      for (int m = 0; m < MR; ++m) {
+        float* c = t.c + m * kPanel + 16 * h;
+        const __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[m][h]), _mm512_set1_ps(t.a_scale[g * MR + m]));
+        _mm512_storeu_ps(c, _mm512_fmadd_ps(v, scale, _mm512_loadu_ps(c)));
+      }
+    }
+  }
+}
+
+constexpr int kTileRows = 14;
+constexpr int kTileRows4Bit = 12;  // four unpacked vectors besides the accumulators
+
+template <template <int> class Kernel, int MR>
+HEDDLE_INLINE void fill(TileKernels& k) {
+  if constexpr (MR > 0) {
+    k.tile[MR] = Kernel<MR>::run;
+    fill<Kernel, MR - 1>(k);
+  }
+}
+template <int MR>
+struct Bf16 {
+  static void run(const TileCall& t) { tile_bf16<MR>(t); }
+};
+template <int MR>
+struct Int8 {
+  static void run(const TileCall& t) { tile_int8<MR>(t); }
+};
+template <int MR>
+struct Int4 {
+  static void run(const TileCall& t) { tile_4bit<MR, false>(t); }
+};
+template <int MR>
+struct Mxfp4 {
+  static void run(const TileCall& t) { tile_4bit<MR, true>(t); }
+};
+
+template <template <int> class Kernel, int MR>
+HEDDLE_INLINE TileKernels make() {
+  TileKernels t;
+  t.max_rows = MR;
+  fill<Kernel, MR>(t);
+  return t;
+}
+
+const TileKernels& dot_kernels(PackType type) {
+  static const TileKernels bf16 = make<Bf16, kTileRows>();
+  static const TileKernels int8 = make<Int8, kTileRows>();
+  static const TileKernels int4 = make<Int4, kTileRows4Bit>();
+  static const TileKernels mxfp4 = make<Mxfp4, kTileRows4Bit>();
+  switch (type) {
+    case PackType::kInt8: return int8;
+    case PackType::kInt4: return int4;
+    case PackType::kMxfp4: return mxfp4;
+    default: return bf16;
+  }
+}
+
+}  // namespace avx512_dot
+}  // namespace heddle
+#if defined(__clang__)
+#pragma clang attribute pop
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#endif
+#endif

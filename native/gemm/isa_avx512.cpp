@@ -1,0 +1,18 @@
+// The shared matrix products compiled for avx512.
+#include "gemm/linear.h"
+#include "gemm/packed.h"
+#include "simd/simd.h"
+
+#if defined(HEDDLE_TARGET_X86)
+#include "simd/avx512_begin.h"
+
+#include "simd/math-inl.h"
+
+#include "gemm/operand-inl.h"
+
+#include "gemm/tile-inl.h"
+
+#include "gemm/linear-inl.h"
+
+#include "simd/end.h"
+#endif

@@ -1,0 +1,18 @@
+// The shared matrix products compiled for neon.
+#include "gemm/linear.h"
+#include "gemm/packed.h"
+#include "simd/simd.h"
+
+#if defined(HEDDLE_TARGET_NEON)
+#include "simd/neon_begin.h"
+
+#include "simd/math-inl.h"
+
+#include "gemm/operand-inl.h"
+
+#include "gemm/tile-inl.h"
+
+#include "gemm/linear-inl.h"
+
+#include "simd/end.h"
+#endif

@@ -1,0 +1,84 @@
+// Packing: scalar work that runs once per weight, parallel over panels.
+#include <cmath>
+#include <cstring>
+
+#include "gemm/packed.h"
+#include "gemm/quantize.h"
+
+namespace heddle {
+namespace {
+
+// Column c of panel p: which source, and which of its rows; nullptr beyond the matrix.
+struct Column {
+  const MatrixSource* source;
+  int64_t row;
+};
+
+Column column_of(const MatrixSource& first, const MatrixSource& second, int64_t n, int64_t p, int c) {
+  if (second.data == nullptr) {
+    const int64_t row = p * kPanel + c;
+    return {row < n ? &first : nullptr, row};
+  }
+  const int64_t row = p * kHalfPanel + c % kHalfPanel;
+  return {row < n ? (c < kHalfPanel ? &first : &second) : nullptr, row};
+}
+
+void pack_f32(const Column* columns, int64_t k, char* out) {
+  float* f = reinterpret_cast<float*>(out);
+  for (int c = 0; c < kPanel; ++c) {
+    for (int64_t i = 0; i < k; ++i) f[i * kPanel + c] = columns[c].source ? columns[c].source->at(columns[c].row, i) : 0;
+  }
+}
+
+void pack_bf16(const Column* columns, int64_t k, int64_t steps, char* out) {
+  uint16_t* h = reinterpret_cast<uint16_t*>(out);
+  for (int c = 0; c < kPanel; ++c) {
+    for (int64_t i = 0; i < steps * 2; ++i) {
+      const bool inside = columns[c].source && i < k;
+      h[((i >> 1) * kPanel + c) * 2 + (i & 1)] =
+          inside ? float_to_bf16(columns[c].source->at(columns[c].row, i)) : uint16_t{0};
+    }
+  }
+}
+
+}  // namespace
+
+Status pack_matrix(PackedMatrix& out, PackType type, const MatrixSource& first, const MatrixSource& second, int64_t n,
+                   int64_t k, int64_t group, const Exec& exec) {
+  const bool pair = second.data != nullptr;
+  out.type = type;
+  out.k = k;
+  out.columns = pair ? 2 * n : n;
+  out.panels = pair ? round_up_to(n, kHalfPanel) / kHalfPanel : round_up_to(n, kPanel) / kPanel;
+  out.steps = round_up_to(k, pack_unit(type)) / pack_unit(type);
+  out.group = type == PackType::kInt4 || type == PackType::kMxfp4 ? group : 0;
+  const int64_t scales = out.panels * out.groups() * kPanel;
+  if (!out.data.reset(static_cast<size_t>(out.panels * out.steps * kStepBytes))) return kNoMemory;
+  if (type == PackType::kInt8 || type == PackType::kInt4) {
+    if (!out.scale.reset(static_cast<size_t>(scales) * sizeof(float))) return kNoMemory;
+  }
+  if (type == PackType::kInt8 && !out.zero.reset(static_cast<size_t>(scales) * sizeof(int32_t))) return kNoMemory;
+  if (type == PackType::kMxfp4 && !out.exponent.reset(static_cast<size_t>(scales))) return kNoMemory;
+  const bool done = parallel_for(exec, out.panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      Column columns[kPanel];
+      for (int c = 0; c < kPanel; ++c) columns[c] = column_of(first, second, n, p, c);
+      char* data = out.data.as<char>() + p * out.steps * kStepBytes;
+      switch (type) {
+        case PackType::kFloat32: pack_f32(columns, k, data); break;
+        case PackType::kBFloat16: pack_bf16(columns, k, out.steps, data); break;
+        default: {
+          std::memset(data, 0, static_cast<size_t>(out.steps * kStepBytes));
+          for (int c = 0; c < kPanel; ++c) {
+            quantize_column(out, p, c, [&](int64_t i) {
+              return columns[c].source && i < k ? columns[c].source->at(columns[c].row, i) : 0.0f;
+            });
+          }
+        }
+      }
+    }
+  });
+  return done ? kOk : kCancelled;
+}
+
+}  // namespace heddle

@@ -1,0 +1,105 @@
+// Which tile products and operand an instruction set uses for a type.
+#include "gemm/linear.h"
+#include "gemm/packed.h"
+
+namespace heddle {
+
+#if defined(__x86_64__) || defined(_M_X64)
+namespace avx512 {
+const TileKernels& region_kernels(PackType type);
+const LinearStages& linear_stages();
+}
+namespace avx2 {
+const TileKernels& region_kernels(PackType type);
+const LinearStages& linear_stages();
+}
+namespace avx512_dot {
+const TileKernels& dot_kernels(PackType type);
+}
+#endif
+#if defined(__aarch64__) || defined(_M_ARM64)
+namespace neon {
+const TileKernels& region_kernels(PackType type);
+const LinearStages& linear_stages();
+}
+#endif
+namespace scalar {
+const TileKernels& region_kernels(PackType type);
+const LinearStages& linear_stages();
+}
+
+namespace {
+
+// The dot product file is compiled for both extensions, so it is used where both are.
+bool has_dot(Isa isa, PackType type) {
+  const CpuFeatures& f = cpu_features();
+  return isa == Isa::kAvx512 && type != PackType::kFloat32 && f.avx512_bf16 && f.avx512_vnni;
+}
+
+}  // namespace
+
+const TileKernels& tile_kernels(Isa isa, PackType type) {
+  switch (isa) {
+#if defined(__x86_64__) || defined(_M_X64)
+    case Isa::kAvx512: return has_dot(isa, type) ? avx512_dot::dot_kernels(type) : avx512::region_kernels(type);
+    case Isa::kAvx2: return avx2::region_kernels(type);
+#endif
+#if defined(__aarch64__) || defined(_M_ARM64)
+    case Isa::kNeon: return neon::region_kernels(type);
+#endif
+    default: return scalar::region_kernels(type);
+  }
+}
+
+const LinearStages& linear_stages(Isa isa) {
+  switch (isa) {
+#if defined(__x86_64__) || defined(_M_X64)
+    case Isa::kAvx512: return avx512::linear_stages();
+    case Isa::kAvx2: return avx2::linear_stages();
+#endif
+#if defined(__aarch64__) || defined(_M_ARM64)
+    case Isa::kNeon: return neon::linear_stages();
+#endif
+    default: return scalar::linear_stages();
+  }
+}
+
+Operand operand_kind(Isa isa, PackType type) {
+  const bool dot = has_dot(isa, type);
+  switch (type) {
+    case PackType::kFloat32: return Operand::kFloat32;
+    case PackType::kBFloat16: return dot ? Operand::kBFloat16 : Operand::kFloat32Pair;
+    case PackType::kInt8: return dot ? Operand::kUint8 : Operand::kIntFloat;
+    default: return dot ? Operand::kInt8 : Operand::kIntFloat;
+  }
+}
+
+void fill_tile(TileCall& t, Operand kind, const PackedMatrix& m, int64_t p, const char* operand, int rows) {
+  t.a = operand;
+  t.b = m.panel(p);
+  t.steps = m.steps;
+  if (m.type == PackType::kFloat32 || m.type == PackType::kBFloat16) return;
+  const int64_t groups = m.groups();
+  const int64_t value_bytes = kind == Operand::kIntFloat ? 4 : 1;  // the scales lie behind the values
+  t.a_scale = reinterpret_cast<const float*>(operand + m.steps * pack_unit(m.type) * value_bytes * rows);
+  t.a_sum = reinterpret_cast<const int32_t*>(t.a_scale + groups * rows);
+  t.group_steps = m.group ? m.group / pack_unit(m.type) : m.steps;
+  if (m.scale) t.b_scale = m.scale.as<float>() + p * groups * kPanel;
+  if (m.zero) t.b_sum = m.zero.as<int32_t>() + p * kPanel;
+  if (m.exponent) t.b_exponent = m.exponent.as<uint8_t>() + p * groups * kPanel;
+}
+
+int64_t operand_row_bytes(Operand kind, const PackedMatrix& m) {
+  const int64_t padded = m.steps * pack_unit(m.type);
+  switch (kind) {
+    case Operand::kFloat32:
+    case Operand::kFloat32Pair: return padded * 4;
+    case Operand::kBFloat16: return padded * 2;
+    case Operand::kUint8: return padded + 4 + 4;
+    case Operand::kInt8: return padded + m.groups() * 8;
+    case Operand::kIntFloat: return padded * 4 + m.groups() * 4;
+  }
+  return 0;
+}
+
+}  // namespace heddle

@@ -1,0 +1,274 @@
+// Tile products on the vector vocabulary: MR rows times one panel of 32 columns. See packed.h.
+
+// Vectors taken from each half panel at once: with few rows, enough chains to hide the FMA's latency.
+template <int MR>
+constexpr int half_vectors() {
+  constexpr int all = kHalfPanel / W;
+  constexpr int budget = W == 16 ? 28 : W == 8 ? 12 : W == 4 ? 24 : 8;  // accumulators that fit the registers
+  int u = all;
+  while (u > 1 && 2 * u * MR > budget) u /= 2;
+  return u;
+}
+
+// Bytes ahead of the current step that are asked into L1: a stream from memory needs about 2 KiB in flight,
+// and the hardware prefetcher stops at every 4 KiB page.
+constexpr int64_t kAhead = 2048;
+
+template <int MR>
+HEDDLE_INLINE void prefetch_step(const TileCall& t, const char* b, int64_t step) {
+  HEDDLE_PREFETCH(b + step * kStepBytes + kAhead);
+  HEDDLE_PREFETCH(b + step * kStepBytes + kAhead + 64);
+  if (MR > 4 && step < t.prefetch_steps) {
+    HEDDLE_PREFETCH_L2(t.prefetch + step * kStepBytes);
+    HEDDLE_PREFETCH_L2(t.prefetch + step * kStepBytes + 64);
+  }
+}
+
+template <int MR>
+void tile_f32(const TileCall& t) {
+  constexpr int U = half_vectors<MR>();
+  const float* HEDDLE_RESTRICT a = static_cast<const float*>(t.a);
+  for (int c0 = 0; c0 < kHalfPanel; c0 += U * W) {
+    const float* HEDDLE_RESTRICT b = static_cast<const float*>(t.b) + c0;
+    float* c = t.c + c0;
+    vf acc[MR][2 * U];
+    HEDDLE_UNROLL(16)
+    for (int m = 0; m < MR; ++m) {
+      HEDDLE_UNROLL(8)
+      for (int u = 0; u < U; ++u) {
+        acc[m][u] = t.accumulate ? load(c + m * kPanel + u * W) : set1(0.0f);
+        acc[m][U + u] = t.accumulate ? load(c + m * kPanel + kHalfPanel + u * W) : set1(0.0f);
+      }
+    }
+    for (int64_t k = 0; k < t.steps; ++k) {
+      if (c0 == 0) prefetch_step<MR>(t, static_cast<const char*>(t.b), k);
+      vf bv[2 * U];
+      HEDDLE_UNROLL(8)
+      for (int u = 0; u < U; ++u) {
+        bv[u] = load(b + k * kPanel + u * W);
+        bv[U + u] = load(b + k * kPanel + kHalfPanel + u * W);
+      }
+      HEDDLE_UNROLL(16)
+      for (int m = 0; m < MR; ++m) {
+        const vf av = set1(a[k * MR + m]);
+        HEDDLE_UNROLL(8)
+        for (int u = 0; u < 2 * U; ++u) acc[m][u] = fma(av, bv[u], acc[m][u]);
+      }
+    }
+    HEDDLE_UNROLL(16)
+    for (int m = 0; m < MR; ++m) {
+      HEDDLE_UNROLL(8)
+      for (int u = 0; u < U; ++u) {
+        store(c + m * kPanel + u * W, acc[m][u]);
+        store(c + m * kPanel + kHalfPanel + u * W, acc[m][U + u]);
+      }
+    }
+  }
+}
+
+// bf16 weights widened in registers, fp32 activations [K/2][rows][2].
+template <int MR>
+void tile_bf16(const TileCall& t) {
+  constexpr int U = half_vectors<(MR > 1 ? MR : 1)>();
+  const float* HEDDLE_RESTRICT a = static_cast<const float*>(t.a);
+  for (int c0 = 0; c0 < kHalfPanel; c0 += U * W) {
+    const int32_t* HEDDLE_RESTRICT b = static_cast<const int32_t*>(t.b) + c0;
+    float* c = t.c + c0;
+    vf acc[MR][2 * U];
+    HEDDLE_UNROLL(16)
+    for (int m = 0; m < MR; ++m) {
+      HEDDLE_UNROLL(8)
+      for (int u = 0; u < U; ++u) {
+        acc[m][u] = t.accumulate ? load(c + m * kPanel + u * W) : set1(0.0f);
+        acc[m][U + u] = t.accumulate ? load(c + m * kPanel + kHalfPanel + u * W) : set1(0.0f);
+      }
+    }
+    for (int64_t k = 0; k < t.steps; ++k) {
+      if (c0 == 0) prefetch_step<MR>(t, static_cast<const char*>(t.b), k);
+      HEDDLE_UNROLL(2)
+      for (int odd = 0; odd < 2; ++odd) {
+        vf bv[2 * U];
+        HEDDLE_UNROLL(8)
+        for (int u = 0; u < U; ++u) {
+          const vi x = loadi(b + k * kPanel + u * W), y = loadi(b + k * kPanel + kHalfPanel + u * W);
+          bv[u] = as_float(odd ? andi(x, set1i(static_cast<int32_t>(0xffff0000u))) : shl<16>(x));
+          bv[U + u] = as_float(odd ? andi(y, set1i(static_cast<int32_t>(0xffff0000u))) : shl<16>(y));
+        }
+        HEDDLE_UNROLL(16)
+        for (int m = 0; m < MR; ++m) {
+          const vf av = set1(a[(k * MR + m) * 2 + odd]);
+          HEDDLE_UNROLL(8)
+          for (int u = 0; u < 2 * U; ++u) acc[m][u] = fma(av, bv[u], acc[m][u]);
+        }
+      }
+    }
+    HEDDLE_UNROLL(16)
+    for (int m = 0; m < MR; ++m) {
+      HEDDLE_UNROLL(8)
+      for (int u = 0; u < U; ++u) {
+        store(c + m * kPanel + u * W, acc[m][u]);
+        store(c + m * kPanel + kHalfPanel + u * W, acc[m][U + u]);
+      }
+    }
+  }
+}
+
+// Integer weights without an integer dot product: bytes and nibbles widened to floats in registers, operand
+// Operand::kIntFloat. Exact products; sums rounded as fp32.
+HEDDLE_INLINE vf byte_of(vi quad, int i) {
+  switch (i) {
+    case 0: return to_float(sra<24>(shl<24>(quad)));
+    case 1: return to_float(sra<24>(shl<16>(quad)));
+    case 2: return to_float(sra<24>(shl<8>(quad)));
+    default: return to_float(sra<24>(quad));
+  }
+}
+
+template <PackType type>
+HEDDLE_INLINE vf nibble_of(vi quad, int i) {
+  vi code;
+  switch (i) {  // byte i % 4, low nibble for i < 4
+    case 0: code = quad; break;
+    case 1: code = srl<8>(quad); break;
+    case 2: code = srl<16>(quad); break;
+    case 3: code = srl<24>(quad); break;
+    case 4: code = srl<4>(quad); break;
+    case 5: code = srl<12>(quad); break;
+    case 6: code = srl<20>(quad); break;
+    default: code = srl<28>(quad); break;
+  }
+  if constexpr (type == PackType::kInt4) {
+    return to_float(subi(andi(code, set1i(15)), set1i(8)));
+  } else {  // E2M1, doubled: 0 1 2 3 4 6 8 12
+    const vi t = andi(code, set1i(7));
+    const vi over6 = maxi(subi(t, set1i(6)), set1i(0));
+    const vi v = addi(addi(t, maxi(subi(t, set1i(4)), set1i(0))), addi(over6, over6));
+    const vf f = to_float(v);
+    return select(eqi(andi(code, set1i(8)), set1i(8)), neg(f), f);
+  }
+}
+
+// 2^(e - 127) of an e8m0 exponent; half of it for the doubled E2M1 values. Exponent 0 keeps 2^-127 as a subnormal.
+HEDDLE_INLINE float e8m0_half(uint8_t e) {
+  if (e >= 2) return bits_to_float(static_cast<uint32_t>(e - 1) << 23);
+  return bits_to_float(e == 1 ? 0x00400000u : 0x00200000u);
+}
+
+template <int MR, PackType type>
+void tile_int(const TileCall& t) {
+  constexpr int U = half_vectors<(MR < 3 ? 3 : MR)>();
+  constexpr int unit = type == PackType::kInt8 ? 4 : 8;
+  const float* HEDDLE_RESTRICT a = static_cast<const float*>(t.a);
+  const int64_t per_group = t.group_steps ? t.group_steps : t.steps;
+  for (int c0 = 0; c0 < kHalfPanel; c0 += U * W) {
+    const int32_t* HEDDLE_RESTRICT b = static_cast<const int32_t*>(t.b) + c0;
+    for (int m = 0; m < MR; ++m) {
+      for (int u = 0; u < U; ++u) {
+        store(t.c + m * kPanel + c0 + u * W, set1(0.0f));
+        store(t.c + m * kPanel + c0 + kHalfPanel + u * W, set1(0.0f));
+      }
+    }
+    for (int64_t s0 = 0, g = 0; s0 < t.steps; s0 += per_group, ++g) {
+      const int64_t s1 = s0 + per_group < t.steps ? s0 + per_group : t.steps;
+      vf acc[MR][2 * U];
+      HEDDLE_UNROLL(16)
+      for (int m = 0; m < MR; ++m) {
+        HEDDLE_UNROLL(8)
+        for (int u = 0; u < 2 * U; ++u) acc[m][u] = set1(0.0f);
+      }
+      for (int64_t s = s0; s < s1; ++s) {
+        if (c0 == 0) prefetch_step<MR>(t, static_cast<const char*>(t.b), s);
+        vi quad[2 * U];
+        HEDDLE_UNROLL(8)
+        for (int u = 0; u < U; ++u) {
+          quad[u] = loadi(b + s * kPanel + u * W);
+          quad[U + u] = loadi(b + s * kPanel + kHalfPanel + u * W);
+        }
+        HEDDLE_UNROLL(8)
+        for (int i = 0; i < unit; ++i) {
+          vf bv[2 * U];
+          HEDDLE_UNROLL(8)
+          for (int u = 0; u < 2 * U; ++u) {
+            if constexpr (type == PackType::kInt8) bv[u] = byte_of(quad[u], i); else bv[u] = nibble_of<type>(quad[u], i);
+          }
+          HEDDLE_UNROLL(16)
+          for (int m = 0; m < MR; ++m) {
+            const vf av = set1(a[(s * unit + i) * MR + m]);
+            HEDDLE_UNROLL(8)
+            for (int u = 0; u < 2 * U; ++u) acc[m][u] = fma(av, bv[u], acc[m][u]);
+          }
+        }
+      }
+      for (int u = 0; u < 2 * U; ++u) {
+        const int column = c0 + (u < U ? u * W : kHalfPanel + (u - U) * W);
+        vf scale;
+        if constexpr (type == PackType::kMxfp4) {
+          float e[W];
+          for (int i = 0; i < W; ++i) e[i] = e8m0_half(t.b_exponent[g * kPanel + column + i]);
+          scale = load(e);
+        } else {
+          scale = load(t.b_scale + g * kPanel + column);
+        }
+        for (int m = 0; m < MR; ++m) {
+          float* c = t.c + m * kPanel + column;
+          store(c, fma(mul(acc[m][u], set1(t.a_scale[g * MR + m])), scale, load(c)));
+        }
+      }
+    }
+  }
+}
+
+// Largest tile: accumulators + 2 panel vectors + 1 broadcast fit the register file. On avx512 the broadcast is
+// folded into the FMA's memory operand, which leaves room for 14 x 2.
+constexpr int kTileRows = W == 16 ? 14 : W == 8 ? 6 : W == 4 ? 6 : 4;
+
+template <template <int> class Kernel, int MR>
+HEDDLE_INLINE void fill_kernels(TileKernels& k) {
+  if constexpr (MR > 0) {
+    k.tile[MR] = Kernel<MR>::run;
+    fill_kernels<Kernel, MR - 1>(k);
+  }
+}
+template <int MR>
+struct F32Kernel {
+  static void run(const TileCall& t) { tile_f32<MR>(t); }
+};
+template <int MR>
+struct Bf16Kernel {
+  static void run(const TileCall& t) { tile_bf16<MR>(t); }
+};
+template <int MR>
+struct Int8Kernel {
+  static void run(const TileCall& t) { tile_int<MR, PackType::kInt8>(t); }
+};
+template <int MR>
+struct Int4Kernel {
+  static void run(const TileCall& t) { tile_int<MR, PackType::kInt4>(t); }
+};
+template <int MR>
+struct Mxfp4Kernel {
+  static void run(const TileCall& t) { tile_int<MR, PackType::kMxfp4>(t); }
+};
+
+template <template <int> class Kernel>
+HEDDLE_INLINE TileKernels make_kernels() {
+  TileKernels t;
+  t.max_rows = kTileRows;
+  fill_kernels<Kernel, kTileRows>(t);
+  return t;
+}
+
+const TileKernels& region_kernels(PackType type) {
+  static const TileKernels f32 = make_kernels<F32Kernel>();
+  static const TileKernels bf16 = make_kernels<Bf16Kernel>();
+  static const TileKernels int8 = make_kernels<Int8Kernel>();
+  static const TileKernels int4 = make_kernels<Int4Kernel>();
+  static const TileKernels mxfp4 = make_kernels<Mxfp4Kernel>();
+  switch (type) {
+    case PackType::kBFloat16: return bf16;
+    case PackType::kInt8: return int8;
+    case PackType::kInt4: return int4;
+    case PackType::kMxfp4: return mxfp4;
+    default: return f32;
+  }
+}

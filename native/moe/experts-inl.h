@@ -1,0 +1,106 @@
+// The vector parts of experts.h.
+
+HEDDLE_INLINE vf apply_activation(const ExpertBank& b, vf g, vf u) {
+  switch (b.activation) {
+    case Activation::kSiLU: return mul(mul(g, sigmoid(g)), u);
+    case Activation::kClampedSwiGLU: {
+      g = min(g, set1(b.limit));
+      u = max(min(u, set1(b.limit)), set1(-b.limit));
+      return mul(mul(g, sigmoid(mul(g, set1(b.alpha)))), add(u, set1(1.0f)));
+    }
+    case Activation::kGeluTanh: return mul(gelu_tanh(g), u);
+    case Activation::kGeluErf: return mul(gelu_erf(g), u);
+    case Activation::kReluSquared: {
+      const vf r = max(g, set1(0.0f));
+      return mul(mul(r, r), u);
+    }
+    case Activation::kRelu: return mul(max(g, set1(0.0f)), u);
+    case Activation::kIdentity: return mul(g, u);
+  }
+  return g;
+}
+
+static void pack_x(const ExpertsForwardArgs& a, const PackedMatrix& w, Operand kind, const int32_t* token, int rows,
+                   float* scratch, char* out) {
+  const int64_t padded = w.steps * pack_unit(w.type);
+  for (int m = 0; m < rows; ++m) widen_row(a.x, a.type, token[m] * w.k, w.k, padded, scratch + m * padded);
+  pack_operand(kind, w, scratch, padded, rows, out);
+}
+
+static void pack_h(const PackedMatrix& w, Operand kind, float* h, int64_t stride, int rows, char* out) {
+  pack_operand(kind, w, h, stride, rows, out);
+}
+
+// Bias of columns [column, column + W), zero beyond the end.
+HEDDLE_INLINE vf bias_at(const std::vector<float>& bias, int64_t column) {
+  const int64_t left = static_cast<int64_t>(bias.size()) - column;
+  if (left >= W) return load(bias.data() + column);
+  return left > 0 ? load_n(bias.data() + column, static_cast<int>(left), 0.0f) : set1(0.0f);
+}
+
+static void activate(const ExpertBank& b, const PackedExpert& e, int64_t panel, const float* c, int rows, float* h,
+                     int64_t stride) {
+  const bool biased = !e.up_bias.empty();
+  const int width = b.gated ? kHalfPanel : kPanel;
+  for (int m = 0; m < rows; ++m) {
+    for (int i = 0; i < width; i += W) {
+      const int64_t column = panel * width + i;
+      vf first = load(c + m * kPanel + i);
+      vf second = set1(1.0f);
+      if (b.gated) {
+        second = load(c + m * kPanel + kHalfPanel + i);
+        if (biased) {
+          first = add(first, bias_at(e.gate_bias, column));
+          second = add(second, bias_at(e.up_bias, column));
+        }
+      } else if (biased) {
+        first = add(first, bias_at(e.up_bias, column));
+      }
+      store(h + m * stride + column, apply_activation(b, first, second));
+    }
+  }
+}
+
+static void write_down(const PackedExpert& e, int64_t d, int64_t panel, const float* c, int rows, float* y) {
+  for (int m = 0; m < rows; ++m) {
+    for (int i = 0; i < kPanel; i += W) {
+      const int64_t column = panel * kPanel + i;
+      const int64_t left = d - column;
+      if (left <= 0) break;
+      vf v = load(c + m * kPanel + i);
+      if (!e.down_bias.empty()) v = add(v, bias_at(e.down_bias, column));
+      if (left >= W) {
+        store(y + m * d + column, v);
+      } else {
+        store_n(y + m * d + column, v, static_cast<int>(left));
+      }
+    }
+  }
+}
+
+static void combine_rows(const float* const* y, const float* weight, int64_t count, int64_t d, void* out, DType type,
+                         int64_t offset) {
+  for (int64_t i = 0; i < d; i += W) {
+    const int n = d - i < W ? static_cast<int>(d - i) : W;
+    vf sum = set1(0.0f);
+    for (int64_t j = 0; j < count; ++j) {
+      const vf v = n == W ? load(y[j] + i) : load_n(y[j] + i, n, 0.0f);
+      sum = fma(set1(weight[j]), v, sum);
+    }
+    if (type == DType::kFloat32) {
+      float* o = static_cast<float*>(out) + offset + i;
+      if (n == W) store(o, sum); else store_n(o, sum, n);
+    } else if (type == DType::kBFloat16) {
+      uint16_t* o = static_cast<uint16_t*>(out) + offset + i;
+      if (n == W) store_bf16(o, sum); else store_bf16_n(o, sum, n);
+    } else {
+      uint16_t* o = static_cast<uint16_t*>(out) + offset + i;
+      if (n == W) store_f16(o, sum); else store_f16_n(o, sum, n);
+    }
+  }
+}
+
+const ExpertStages& expert_stages() {
+  static const ExpertStages s = {pack_x, pack_h, activate, write_down, combine_rows};
+  return s;
+}

@@ -1,0 +1,112 @@
+// A layer of experts in one call: dispatch, gate and up with the activation fused, down, weighted combine.
+//
+//   h = act(x Wg^T + bg) * (x Wu^T + bu)        y = h Wd^T + bd        out[t] = sum_j w[t, j] y[t, j]
+//
+// Phases, each one parallel region over (expert x panel) tasks that are handed out in order:
+//   1. routes sorted by expert (stable), rows of x packed into operands of up to max_rows routes
+//   2. panels of 16 gate + 16 up columns; the activation turns each tile into 16 columns of h, fp32
+//   3. rows of h packed into operands, in place
+//   4. panels of 32 columns of y, fp32
+//   5. combine per token, in slot order j = 0..k-1
+// Scratch: routes * (max(d, packed x) + f) * 4 bytes, nothing that grows with tokens x experts.
+//
+// Precision: accumulation in fp32 (int32 for integer weights), one chain per output in ascending k; activation and
+// combine in fp32. bf16 weights: x and h are rounded to bf16 as operands where the CPU has a bf16 dot product,
+// and stay fp32 elsewhere. int8: x and h are quantised to int8 per token (scale max|x|/127); int4 and MXFP4: per
+// token and group. Bounds against float64 on the same dequantised weights: fp32 5e-6, bf16 5e-3.
+//
+// A token's result does not depend on the batch, its order, or the threads: rows never mix, and each phase
+// computes a row with the same instructions in the same order at every M.
+#pragma once
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "gemm/packed.h"
+
+namespace heddle {
+
+enum class Activation : int32_t {
+  kSiLU = 0,        // SwiGLU: g sigmoid(g) * u
+  kClampedSwiGLU,   // gpt-oss: g = min(g, limit), u = clamp(u, -limit, limit): g sigmoid(alpha g) * (u + 1)
+  kGeluTanh,        // GeGLU with the tanh approximation
+  kGeluErf,         // GeGLU, exact
+  kReluSquared,     // relu(g)^2 * u
+  kRelu,            // relu(g) * u
+  kIdentity,        // g * u
+};
+
+struct PackedExpert {
+  PackedMatrix gate_up;           // gated: panels of 16 + 16; ungated: plain panels of up
+  PackedMatrix down;
+  std::vector<float> gate_bias;   // [f], empty without biases
+  std::vector<float> up_bias;
+  std::vector<float> down_bias;   // [d]
+  int64_t bytes() const {
+    return gate_up.bytes() + down.bytes() +
+           static_cast<int64_t>((gate_bias.size() + up_bias.size() + down_bias.size()) * sizeof(float));
+  }
+};
+
+struct ExpertBank {
+  PackType type = PackType::kFloat32;
+  Activation activation = Activation::kSiLU;
+  float alpha = 1.702f, limit = 7.0f;
+  bool gated = true;
+  int64_t hidden = 0, intermediate = 0;
+  std::vector<PackedExpert> experts;
+
+  // One scratch block is kept between calls (a fresh one costs a page fault per 2 MiB); concurrent calls
+  // allocate their own.
+  std::mutex scratch_mutex;
+  HugeBuffer scratch;
+
+  int64_t bytes() const;
+};
+
+// Source pointers of one expert; strides in elements. gate.data == nullptr: ungated.
+struct ExpertSource {
+  MatrixSource gate, up, down;
+  const float *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
+};
+
+struct PackExpertsArgs {
+  std::shared_ptr<ExpertBank> bank;
+  std::vector<ExpertSource> sources;
+  int64_t group = 0;
+};
+Status pack_experts(const PackExpertsArgs& args, const Exec& exec);
+
+struct ExpertsForwardArgs {
+  std::shared_ptr<ExpertBank> bank;
+  std::shared_ptr<ExpertBank> shared;      // every token, weight shared_gate or 1; may be empty
+  const float* shared_gate = nullptr;      // [tokens]: multiplies the shared experts' output
+  const void* x = nullptr;                 // [tokens, d]
+  DType type = DType::kFloat32;
+  int64_t tokens = 0, k = 0;
+  const int32_t* indices = nullptr;        // [tokens, k], -1 = no expert
+  const float* weights = nullptr;          // [tokens, k]
+  void* out = nullptr;                     // [tokens, d]
+  DType out_type = DType::kFloat32;
+};
+// kOk, kCancelled, kNoMemory, bad_value(route).
+Status experts_forward(const ExpertsForwardArgs& args, const Exec& exec);
+
+// What an instruction set contributes.
+struct ExpertStages {
+  // Packs `rows` routes of x (token ids given) into an operand.
+  void (*pack_x)(const ExpertsForwardArgs& a, const PackedMatrix& w, Operand kind, const int32_t* token, int rows,
+                 float* scratch, char* out);
+  // Packs `rows` rows of h into an operand.
+  void (*pack_h)(const PackedMatrix& w, Operand kind, float* h, int64_t stride, int rows, char* out);
+  // c [rows][32] -> h + 16 or 32 columns.
+  void (*activate)(const ExpertBank& b, const PackedExpert& e, int64_t panel, const float* c, int rows, float* h,
+                   int64_t stride);
+  // c [rows][32] + bias -> columns [32 panel, d) of y.
+  void (*write_down)(const PackedExpert& e, int64_t d, int64_t panel, const float* c, int rows, float* y);
+  // out[t] = sum_j w_j y[row_j] (+ gate * shared row).
+  void (*combine)(const float* const* y, const float* weight, int64_t count, int64_t d, void* out, DType type, int64_t offset);
+};
+const ExpertStages& expert_stages(Isa isa);
+
+}  // namespace heddle
