@@ -1,3 +1,4 @@
+export { MOE_MODEL_TYPES } from './config.ts';
 export {
   type Activation,
   type ExpertBiases,
@@ -11,6 +12,7 @@ export {
   packExpertsSync,
   type Stacked,
 } from './experts.ts';
+export { MoELayer, type MoELayerOptions } from './layer.ts';
 export type { RouterOptions, RouterScore } from './routerOptions.ts';
 export {
   type ExpertGroups,

@@ -1,0 +1,149 @@
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { openCheckpointSync, Tensor } from '../../lib/index.ts';
+import { MoELayer } from '../../lib/moe/index.ts';
+import { sameBits } from '../cases/case.ts';
+import { nativeVariants } from '../helpers/backends.ts';
+
+const golden = (name: string) => join(import.meta.dirname, '../golden/moe', name);
+const architectures = [
+  'mixtral',
+  'qwen2_moe',
+  'qwen3_moe',
+  'olmoe',
+  'deepseek_v3',
+  'gpt_oss',
+  'mixtral_bf16',
+];
+const everywhere = [
+  { name: 'reference', options: { backend: 'reference' as const }, use() {} },
+  ...nativeVariants(),
+];
+
+function relative(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  let difference = 0;
+  let norm = 0;
+  for (let i = 0; i < b.length; i++) {
+    difference += (a[i] - b[i]) ** 2;
+    norm += b[i] ** 2;
+  }
+  return Math.sqrt(difference / norm);
+}
+
+describe.each(architectures)('MoE block of %s matches transformers', (name) => {
+  const io = openCheckpointSync(join(golden(name), 'io.safetensors'));
+  const input = io.readSync('input');
+  const output = io.readSync('output_float64').data as Float64Array;
+  const logits = io.readSync('router_logits_float64').data as Float64Array;
+  const indices = io.readSync('indices').data as Int32Array;
+  const weights = io.readSync('weights_float64').data as Float64Array;
+
+  it.each(everywhere)('$name', async ({ options, use }) => {
+    use();
+    const layer = await MoELayer.load(golden(name), { layer: 1, type: 'float32', ...options });
+    const routing = await layer.route(input);
+    expect(Array.from(routing.indices.data)).toEqual(Array.from(indices));
+    expect(relative(routing.logits.data, logits)).toBeLessThan(2e-6);
+    expect(relative(routing.weights.data, weights)).toBeLessThan(2e-6);
+    const y = await layer.forward(input);
+    expect(y.dims).toEqual(input.dims);
+    expect(relative(y.data as Float32Array, output)).toBeLessThan(2e-5);
+    expect(sameBits([layer.forwardSync(input)], [y])).toBe(true);
+    layer.dispose();
+  });
+
+  it('packs in the checkpoint type by default and within the bound of bf16', async () => {
+    const layer = await MoELayer.load(golden(name), { layer: 1 });
+    expect(layer.type).toBe(name === 'mixtral_bf16' ? 'bfloat16' : 'float32');
+    layer.dispose();
+    const bf16 = await MoELayer.load(golden(name), { layer: 1, type: 'bfloat16' });
+    const y = await bf16.forward(input);
+    expect(relative(y.data as Float32Array, output)).toBeLessThan(name === 'mixtral_bf16' ? 5e-3 : 1e-2);
+    bf16.dispose();
+  });
+});
+
+describe('MoELayer', () => {
+  const scratch = mkdtempSync(join(tmpdir(), 'heddle-layer-'));
+  afterAll(() => rmSync(scratch, { recursive: true, force: true }));
+  const edited = (name: string, edit: (config: Record<string, unknown>) => void) => {
+    const dir = mkdtempSync(join(scratch, 'x-'));
+    cpSync(golden(name), dir, { recursive: true });
+    const config = JSON.parse(readFileSync(join(dir, 'config.json'), 'utf8'));
+    edit(config);
+    writeFileSync(join(dir, 'config.json'), JSON.stringify(config));
+    return dir;
+  };
+
+  it('refuses what it cannot run, naming field or tensor', async () => {
+    const load = (dir: string, layer = 1) => MoELayer.load(dir, { layer });
+    await expect(load(golden('deepseek_v3'), 0)).rejects.toMatchObject({
+      code: 'ERR_CHECKPOINT',
+      message: /layer 0 has a dense MLP/,
+    });
+    await expect(load(golden('mixtral'), 7)).rejects.toMatchObject({
+      code: 'ERR_OPTION',
+      message: /layer must be/,
+    });
+    await expect(load(golden('mixtral'), 0)).rejects.toMatchObject({
+      code: 'ERR_CHECKPOINT',
+      message: /layers\.0\.block_sparse_moe\.gate/,
+    });
+    await expect(load(edited('mixtral', (c) => (c['model_type'] = 'llama')))).rejects.toMatchObject({
+      code: 'ERR_CHECKPOINT',
+      message: /llama.*mixtral/,
+    });
+    await expect(load(edited('mixtral', (c) => delete c['hidden_size']))).rejects.toMatchObject({
+      message: /hidden_size is missing/,
+    });
+    await expect(load(edited('mixtral', (c) => (c['num_local_experts'] = 5)))).rejects.toMatchObject({
+      code: 'ERR_CHECKPOINT',
+      message: /gate\.weight has dims/,
+    });
+    await expect(load(edited('olmoe', (c) => (c['hidden_act'] = 'mish')))).rejects.toMatchObject({
+      message: /hidden_act 'mish'/,
+    });
+    await expect(MoELayer.load(golden('mixtral'), { layer: 1, typ: 'int8' } as never)).rejects.toMatchObject({
+      code: 'ERR_OPTION',
+    });
+    await expect(MoELayer.load(golden('mixtral'), { layer: 1, type: 'int4' })).rejects.toMatchObject({
+      code: 'ERR_OPTION',
+      message: /does not divide/,
+    });
+    await expect(load(join(scratch, 'nowhere'))).rejects.toMatchObject({ code: 'ERR_CHECKPOINT' });
+  });
+
+  it('checks x, reports progress, and refuses use after dispose', async () => {
+    const seen: number[] = [];
+    const layer = await MoELayer.load(golden('qwen2_moe'), {
+      layer: 1,
+      onProgress: (p) => seen.push(p.done / p.total),
+    });
+    expect(seen.length).toBeGreaterThan(3);
+    expect(Math.max(...seen)).toBeLessThanOrEqual(1);
+    await expect(layer.forward(new Tensor('float32', new Float32Array(10), [2, 5]))).rejects.toMatchObject({
+      code: 'ERR_SHAPE',
+      message: 'x: expected [..., 52], got [2, 5]',
+    });
+    expect((await layer.forward(new Tensor('float32', new Float32Array(0), [0, 52]))).dims).toEqual([0, 52]);
+    const running = layer.forward(new Tensor('float32', new Float32Array(52 * 64), [64, 52]));
+    await running;
+    layer.dispose();
+    await expect(layer.forward(new Tensor('float32', new Float32Array(52), [1, 52]))).rejects.toMatchObject({
+      code: 'ERR_DISPOSED',
+    });
+  });
+
+  it('int8 keeps a layer close to its float32 output', async () => {
+    const io = openCheckpointSync(join(golden('qwen3_moe'), 'io.safetensors'));
+    const input = io.readSync('input');
+    const layer = await MoELayer.load(golden('qwen3_moe'), { layer: 1, type: 'int8' });
+    const y = await layer.forward(input);
+    expect(relative(y.data as Float32Array, io.readSync('output_float64').data as Float64Array)).toBeLessThan(
+      0.03,
+    );
+    layer.dispose();
+  });
+});
