@@ -1,6 +1,7 @@
 import { writeFileSync } from 'node:fs';
 import { REPORT_VERSION, type RunInfo, runInfo } from '../../bench/report.ts';
 import { info } from '../backend.ts';
+import type { WeightType } from '../gemm/linear.ts';
 import { type Command, type Context, numberOption, seedOf, selectCases, UsageError } from './command.ts';
 import { formatError, formatTable } from './format.ts';
 import { startProgress } from './progress.ts';
@@ -77,7 +78,11 @@ export const verifyCommand: Command = {
     json: { type: 'string', value: 'FILE', help: 'also writes the result as JSON' },
     checkpoint: { type: 'string', value: 'DIR', help: 'folder with config.json and model*.safetensors' },
     layer: { type: 'string', value: 'N', help: 'with --checkpoint: which layer' },
-    type: { type: 'string', value: 'T', help: 'with --checkpoint: type of the packed weights' },
+    type: {
+      type: 'string',
+      value: 'T',
+      help: 'with --checkpoint: type of the packed weights (default: as stored)',
+    },
   },
   async run(values, [family], context) {
     const { io } = context;
@@ -92,8 +97,9 @@ export const verifyCommand: Command = {
       }
       if (values['layer'] === undefined) throw new UsageError('--checkpoint needs --layer N');
       const layer = numberOption(values, 'layer', { min: 0, max: 1e6, integer: true }, 0);
-      const type = values['type'] as string | undefined;
-      result = await keepingIsa(() => verifyCheckpoint(String(checkpoint), { layer, type }, variants, seed));
+      const type = values['type'] as WeightType | undefined; // MoELayer.load says which there are
+      const directory = String(checkpoint);
+      result = await keepingIsa(() => verifyCheckpoint({ directory, layer, type }, variants, seed));
       io.out(verifyTable(result.rows, io.tty));
       for (const f of result.failures) io.out(`FAIL ${f.case} on ${f.variant}: ${f.message}`);
     } else {

@@ -1,12 +1,12 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, it } from 'vitest';
 import { info } from '../../lib/backend.ts';
-import type { Layer, LayerClass } from '../../lib/cli/layerApi.ts';
 import type { VerifyReport } from '../../lib/cli/verify.ts';
-import { verifyCheckpoint } from '../../lib/cli/verifyCheckpoint.ts';
-import { Tensor, type TensorLike } from '../../lib/tensor.ts';
+import { type LayerLoader, verifyCheckpoint } from '../../lib/cli/verifyCheckpoint.ts';
+import { MoELayer } from '../../lib/moe/index.ts';
 import { nativeVariants } from '../helpers/backends.ts';
 import { fakeCase, heddle } from './support.ts';
 
@@ -81,30 +81,69 @@ describe('heddle verify', () => {
 });
 
 describe('verify --checkpoint', () => {
-  /** A layer that doubles its input; the native one is off by `error`. */
-  function fakeLayer(error: number): LayerClass {
+  const golden = fileURLToPath(new URL('../golden/moe', import.meta.url));
+
+  it('verifies a layer as it is on the hub', async () => {
+    const { code, out } = await heddle([
+      'verify',
+      'moe',
+      '--checkpoint',
+      join(golden, 'olmoe'),
+      '--layer',
+      '1',
+    ]);
+    expect(out).toContain('olmoe layer 1');
+    expect(out).toContain(`${3 * variantCount} passed`);
+    expect(code).toBe(0);
+  });
+
+  it('says what is wrong with the checkpoint or the type', async () => {
+    const nowhere = await heddle(['verify', '--checkpoint', join(folder, 'nowhere'), '--layer', '0']);
+    expect(nowhere.code).toBe(1);
+    expect(nowhere.err).toContain('nowhere');
+    const argv = ['verify', '--checkpoint', join(golden, 'olmoe'), '--layer', '1', '--type', 'int3'];
+    const wrong = await heddle(argv);
+    expect(wrong.code).toBe(1);
+    expect(wrong.err).toContain('int3');
+  });
+
+  /** The real layer, with the native result or the native logits made wrong. */
+  function spoiled(what: 'y' | 'logits'): LayerLoader {
     return {
-      async load(_directory, { backend }): Promise<Layer> {
+      async load(directory, options) {
+        const layer = await MoELayer.load(directory, options);
+        if (options.backend === 'reference') return layer;
         return {
-          hiddenSize: 4,
-          async forward(x: TensorLike) {
-            const data = Float32Array.from(x.data as Float32Array, (v) => 2 * v);
-            if (backend !== 'reference') data[0] += error;
-            return new Tensor('float32', data, x.dims) as Tensor;
+          type: layer.type,
+          hiddenSize: layer.hiddenSize,
+          routing: layer.routing,
+          async route(x) {
+            const r = await layer.route(x);
+            if (what === 'logits') r.logits.data[0] += 1;
+            return r;
           },
-          dispose() {},
+          async forward(x) {
+            const y = await layer.forward(x);
+            if (what === 'y') y.data[0] += 1;
+            return y;
+          },
+          dispose: () => layer.dispose(),
         };
       },
     };
   }
 
-  it.runIf(native)('compares every variant with the reference', async () => {
-    const good = await verifyCheckpoint('some/olmoe', { layer: 1 }, nativeVariants(), 3, fakeLayer(0));
-    expect(good.failures).toEqual([]);
-    expect(good.rows).toHaveLength(variantCount);
-    expect(good.rows[0]).toMatchObject({ op: 'olmoe layer 1', cases: 3, failed: 0 });
-    const bad = await verifyCheckpoint('some/olmoe', { layer: 1 }, nativeVariants(), 3, fakeLayer(1));
-    expect(bad.failures).toHaveLength(3 * variantCount);
-    expect(bad.failures[0].case).toBe('olmoe layer 1 T=1');
+  it.runIf(native)('finds a wrong output and a wrong router', async () => {
+    const layer = { directory: join(golden, 'mixtral'), layer: 1 };
+    for (const [what, message] of [
+      ['y', 'relative error'],
+      ['logits', 'router logits: relative error'],
+    ] as const) {
+      const { rows, failures } = await verifyCheckpoint(layer, nativeVariants(), 3, spoiled(what));
+      expect(rows).toHaveLength(variantCount);
+      expect(failures).toHaveLength(3 * variantCount);
+      expect(failures[0].case).toBe('mixtral layer 1 T=1');
+      expect(failures[0].message).toContain(message);
+    }
   });
 });
