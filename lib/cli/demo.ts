@@ -1,13 +1,13 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { asyncEntrant, median } from '../../bench/harness.ts';
+import { asyncEntrant, interleave } from '../../bench/harness.ts';
 import { Random } from '../../test/cases/random.ts';
 import { info, packageRoot } from '../backend.ts';
 import { MoELayer } from '../moe/index.ts';
 import { Tensor } from '../tensor.ts';
 import { missesOf, runBench } from './bench.ts';
 import { type Command, type Context, seedOf } from './command.ts';
-import { formatRate, formatTable, formatTime } from './format.ts';
+import { formatRate, formatRatio, formatTable, formatTime } from './format.ts';
 import { infoCommand } from './info.ts';
 import { keepingIsa, selectVariants, type Variant } from './variants.ts';
 import { runVerify, verifyTable } from './verify.ts';
@@ -33,6 +33,26 @@ export function goldenLayers(root = packageRoot()): GoldenLayer[] {
     });
 }
 
+const TOKENS = 64;
+
+/** A row of the table of times: the layer on the default backend beside the reference. */
+async function timeLayer({ directory, model, layer }: GoldenLayer, seed: number): Promise<string[]> {
+  const own = await MoELayer.load(directory, { layer });
+  const reference = await MoELayer.load(directory, { layer, backend: 'reference' });
+  const random = new Random(seed);
+  const x = new Tensor('float32', random.normals(TOKENS * own.hiddenSize), [TOKENS, own.hiddenSize]);
+  const entrants = [own, reference].map((l) => asyncEntrant(l.backend, () => l.forward(x)));
+  const [a, b] = await interleave(entrants, { seconds: 0.2, rounds: 3 });
+  for (const l of [own, reference]) l.dispose();
+  return [
+    model,
+    String(own.hiddenSize),
+    formatTime(a.seconds),
+    formatRate(TOKENS / a.seconds, 'token/s'),
+    formatRatio(b.seconds / a.seconds),
+  ];
+}
+
 /** Every golden checkpoint's MoE layer: verified on every variant, then timed on the one in use. */
 async function showLayers(layers: GoldenLayer[], variants: Variant[], seed: number, { io }: Context) {
   if (layers.length === 0) return 0; // an installed package carries no checkpoints
@@ -48,24 +68,10 @@ async function showLayers(layers: GoldenLayer[], variants: Variant[], seed: numb
   io.out(verifyTable(all.rows, io.tty));
   for (const f of all.failures) io.out(`FAIL ${f.case} on ${f.variant}: ${f.message}`);
 
-  const tokens = 64;
+  io.out(`\nforward of ${TOKENS} tokens:`);
   const rows: string[][] = [];
-  for (const { directory, model, layer } of layers) {
-    const loaded = await MoELayer.load(directory, { layer });
-    const random = new Random(seed);
-    const x = new Tensor('float32', random.normals(tokens * loaded.hiddenSize), [tokens, loaded.hiddenSize]);
-    await loaded.forward(x);
-    const seconds = median(await asyncEntrant(model, () => loaded.forward(x)).round(0.3));
-    rows.push([
-      model,
-      String(loaded.hiddenSize),
-      formatTime(seconds),
-      formatRate(tokens / seconds, 'token/s'),
-    ]);
-    loaded.dispose();
-  }
-  io.out(`\nforward of ${tokens} tokens:`);
-  io.out(formatTable(['checkpoint', 'hidden', 'time', 'rate'], rows, io.tty, [1, 2, 3]));
+  for (const layer of layers) rows.push(await timeLayer(layer, seed));
+  io.out(formatTable(['checkpoint', 'hidden', 'time', 'rate', 'reference'], rows, io.tty, [1, 2, 3, 4]));
   return all.failures.length;
 }
 

@@ -24,7 +24,7 @@ export function verifyTable(rows: VerifyRow[], tty: boolean): string {
       String(r.cases),
       formatError(r.relative),
       formatError(r.tolerance),
-      String(r.ulp),
+      r.ulp < 1e5 ? String(r.ulp) : formatError(r.ulp), // near zero a unit in the last place is tiny
       r.failed === 0 ? 'pass' : `FAIL (${r.failed})`,
     ]),
     tty,
