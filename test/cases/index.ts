@@ -1,5 +1,7 @@
 import type { OpCase } from './case.ts';
+import { linearCases } from './linear.ts';
+import { expertsForwardCases } from './moe/expertsForward.ts';
 import { routeTopKCases } from './moe/routeTopK.ts';
 
 /** Every op's table. */
-export const allCases: OpCase[] = [...routeTopKCases];
+export const allCases: OpCase[] = [...routeTopKCases, ...expertsForwardCases, ...linearCases];
