@@ -114,8 +114,16 @@ function referenceTiming(timing: Timing | undefined, expected: Expectation, own:
 
 /** Validates one case on fresh data, then times every variant that is right, with the peers, in interleaved rounds. */
 export async function benchCase(c: OpCase, options: BenchOptions): Promise<BenchRow[]> {
-  const { threads, seconds } = options;
   const prepared = c.prepare(new Random(caseSeed(options.seed, c)));
+  try {
+    return await benchPrepared(c, prepared, options);
+  } finally {
+    prepared.dispose?.();
+  }
+}
+
+async function benchPrepared(c: OpCase, prepared: PreparedCase, options: BenchOptions): Promise<BenchRow[]> {
+  const { threads, seconds } = options;
   const expected = runReference(c, prepared);
   const rows: BenchRow[] = [];
   const entrants: Entrant[] = [];

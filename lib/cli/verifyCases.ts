@@ -79,6 +79,7 @@ async function verifyCase(c: OpCase, variants: Variant[], seed: number): Promise
       outcomes.push({ variant: variant.name, miss: String(error) });
     }
   }
+  prepared.dispose?.();
   return outcomes;
 }
 

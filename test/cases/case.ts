@@ -25,6 +25,8 @@ export interface PreparedCase {
   timed?(options: OpOptions): () => unknown;
   /** Part of a case that is too large for the reference: what `heddle bench` checks and times instead. */
   slice?: CaseSlice;
+  /** Frees native memory (packed weights); `verify` and `bench` call it when they are done with the case. */
+  dispose?(): void;
 }
 
 /** Part of a case, on the same data (the first tokens, say). */
