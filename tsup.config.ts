@@ -14,10 +14,11 @@ export default defineConfig([
     target: 'node20',
   },
   {
-    entry: { 'cli/main': 'lib/cli/main.ts' },
+    entry: { main: 'lib/cli/main.ts' },
+    outDir: 'dist/cli',
     format: ['esm'],
-    noExternal: ['cli-progress', 'cli-table3'],
-    external: ['benchmark', /^heddle/],
+    noExternal: ['cli-progress', 'cli-table3', 'benchmark', 'lodash', 'platform', /^pure-rand/],
+    external: ['node-gyp-build'],
     target: 'node20',
     banner: {
       js: '#!/usr/bin/env node\nimport { createRequire as __cr } from "node:module"; const require = __cr(import.meta.url);',

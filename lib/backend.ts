@@ -67,7 +67,8 @@ interface State {
   broken: HeddleError | null;
 }
 
-function packageRoot(): string {
+/** The folder of heddle's own package.json. */
+export function packageRoot(): string {
   let dir = dirname(fileURLToPath(import.meta.url));
   for (;;) {
     const file = join(dir, 'package.json');

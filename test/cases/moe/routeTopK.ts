@@ -1,7 +1,7 @@
 import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
 import { type RouteTopKOptions, type Routing, routeTopK, routeTopKSync } from '../../../lib/moe/routeTopK.ts';
 import { Tensor } from '../../../lib/tensor.ts';
-import { compareOutputs, type OpCase } from '../case.ts';
+import { compareOutputs, type OpCase, type PeerSpec } from '../case.ts';
 import type { Random } from '../random.ts';
 
 interface Shape {
@@ -120,6 +120,35 @@ function prepare(shape: Shape, random: Random) {
   return { logits, options };
 }
 
+/** What PyTorch code for the same routing is given. */
+function pytorchSpec({ tokens, experts, options, type }: Shape): PeerSpec {
+  const { k, groups } = options;
+  const common = { tokens, experts, k, type: type ?? 'float32' };
+  if (groups) {
+    return {
+      op: 'route_grouped',
+      ...common,
+      groups: groups.count,
+      keep: groups.keep,
+      scale: options.scale ?? 1,
+    };
+  }
+  if (options.softmaxOver === 'selected') return { op: 'route_topk_softmax', ...common };
+  return { op: 'route_softmax_topk', ...common, normalize: options.normalize ?? false };
+}
+
+function peersOf(shape: Shape): OpCase['peers'] {
+  if (!shape.bench) return undefined;
+  const { tokens, experts, options, type } = shape;
+  const peers: OpCase['peers'] = { pytorch: pytorchSpec(shape) };
+  const plain = !options.groups && !options.score && !options.softmaxOver && !type;
+  if (plain) {
+    const normalize = options.normalize ?? false;
+    peers.onnxruntime = { op: 'route_softmax_topk', tokens, experts, k: options.k, normalize };
+  }
+  return peers;
+}
+
 /** Routing cases: every published variant, odd sizes, every logit type. */
 export const routeTopKCases: OpCase[] = shapes.map((shape) => ({
   family: 'moe',
@@ -130,6 +159,7 @@ export const routeTopKCases: OpCase[] = shapes.map((shape) => ({
     shape.tokens * (shape.experts * (shape.type && shape.type !== 'float32' ? 2 : 4) + shape.options.k * 8),
   items: { unit: 'token', count: shape.tokens },
   bench: shape.bench,
+  peers: peersOf(shape),
   prepare(random) {
     const { logits, options } = prepare(shape, random);
     return {
