@@ -1,6 +1,9 @@
 // heddle/moe for JavaScript: reads arguments in the order in which lib/moe/<op>.ts passes them.
 #include "binding/addon.h"
 #include "binding/call.h"
+#include "moe/combine.h"
+#include "moe/permute.h"
+#include "moe/plan_dispatch.h"
 #include "moe/route_top_k.h"
 
 namespace heddle::binding {
@@ -38,10 +41,63 @@ Napi::Value route_top_k_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), route_top_k);
 }
 
+Napi::Value plan_dispatch_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  PlanDispatchArgs a;
+  a.indices = call.array<int32_t>();
+  a.tokens = call.integer();
+  a.k = static_cast<int32_t>(call.integer());
+  a.experts = static_cast<int32_t>(call.integer());
+  a.global_experts = static_cast<int32_t>(call.integer());
+  a.expert_map = call.array<int32_t>();
+  a.capacity = call.integer();
+  a.drop = static_cast<DropRule>(call.integer());
+  a.weights = call.array<float>();
+  a.order = call.array<int32_t>();
+  a.offsets = call.array<int32_t>();
+  a.inverse = call.array<int32_t>();
+  a.dropped = call.array<int32_t>();
+  a.dropped_count = call.array<int32_t>();
+  return call.submit(std::move(a), plan_dispatch);
+}
+
+Napi::Value permute_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  PermuteArgs a;
+  a.x = call.array<void>();
+  const DType type = call.dtype();
+  a.tokens = call.integer();
+  a.row_bytes = call.integer() * dtype_size(type);
+  a.k = static_cast<int32_t>(call.integer());
+  a.order = call.array<int32_t>();
+  a.routes = call.integer();
+  a.out = call.array<void>();
+  return call.submit(std::move(a), permute);
+}
+
+Napi::Value combine_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  CombineArgs a;
+  a.y = call.array<void>();
+  a.type = call.dtype();
+  a.routes = call.integer();
+  a.tokens = call.integer();
+  a.width = call.integer();
+  a.k = static_cast<int32_t>(call.integer());
+  a.inverse = call.array<int32_t>();
+  a.weights = call.array<float>();
+  a.out = call.array<void>();
+  a.out_type = call.dtype();
+  return call.submit(std::move(a), combine);
+}
+
 }  // namespace
 
 void register_moe(Napi::Env env, Napi::Object exports) {
   exports.Set("routeTopK", Napi::Function::New(env, route_top_k_call));
+  exports.Set("planDispatch", Napi::Function::New(env, plan_dispatch_call));
+  exports.Set("permute", Napi::Function::New(env, permute_call));
+  exports.Set("combine", Napi::Function::New(env, combine_call));
 }
 
 }  // namespace heddle::binding

@@ -1,4 +1,5 @@
 // The moe family compiled for avx2.
+#include "moe/combine.h"
 #include "moe/route_top_k.h"
 #include "simd/simd.h"
 
@@ -10,6 +11,8 @@
 #include "moe/router_row-inl.h"
 
 #include "moe/route_top_k-inl.h"
+
+#include "moe/combine-inl.h"
 
 #include "simd/end.h"
 #endif

@@ -1,4 +1,5 @@
 // The moe family compiled for scalar.
+#include "moe/combine.h"
 #include "moe/route_top_k.h"
 #include "simd/simd.h"
 
@@ -9,5 +10,7 @@
 #include "moe/router_row-inl.h"
 
 #include "moe/route_top_k-inl.h"
+
+#include "moe/combine-inl.h"
 
 #include "simd/end.h"
