@@ -149,7 +149,7 @@ export const routeTopKCases: OpCase[] = shapes.map((shape) => ({
  * Selection may legitimately differ from float64 where two scores agree to float32 rounding. Such a swap shows as
  * different ids with weights that are equal to rounding; anything else is a mismatch.
  */
-function compareRouting(actual: Tensor[], expected: Tensor[]) {
+export function compareRouting(actual: Tensor[], expected: Tensor[]) {
   const c = compareOutputs(actual, expected);
   if (c.mismatches === 0) return c;
   const [ids, weights] = actual;

@@ -1,0 +1,4 @@
+import { routeTopKBackwardCases } from '../cases/moe/routeTopKBackward.ts';
+import { testCases } from '../helpers/cases.ts';
+
+testCases(routeTopKBackwardCases);
