@@ -88,7 +88,7 @@ HEDDLE_INLINE void backward_softmax(const RouteBackwardArgs& a, float m, const f
   double dot = 0.0;
   for (int32_t j = 0; j < a.k; ++j) dot += static_cast<double>(r.ds[j]) * r.s(j);
   sum_by_expert(ids, a.k, r);
-  const vf factor = set1(static_cast<float>(-dot / total));
+  const vf factor = set1(static_cast<float>(0.0 - dot / total));
   for (int32_t i = 0; i < a.experts; i += W) {
     const vf v = mul(load(r.p + i), factor);
     if (a.experts - i >= W) store(out + i, v);
