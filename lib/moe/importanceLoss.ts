@@ -24,6 +24,9 @@ function prepare(logits: TensorLike, options: ImportanceLossOptions | undefined)
  * over the tokens (Shazeer et al. 2017, V-MoE). The variance is the population's (divided by E). `loadLoss` is the same
  * of the counts.
  *
+ * The gradient of a batch that is balanced already is a difference of nearly equal numbers: below a coefficient of
+ * variation of 0.001 its relative error against float64 exceeds 1e-6.
+ *
  * @param logits `[tokens, experts]` float32, bfloat16 or float16 (probabilities with `score: 'none'`)
  * @throws HeddleError `ERR_ARGUMENT`, `ERR_SHAPE`, `ERR_DTYPE`, `ERR_OPTION`, `ERR_BACKEND`, `ERR_ABORTED`
  */
