@@ -4,7 +4,8 @@ import { Tensor } from '../../../lib/tensor.ts';
 import { compareOutputs, type OpCase, type PeerSpec } from '../case.ts';
 import type { Random } from '../random.ts';
 
-interface Shape {
+/** What a routing case needs; {@link routeTopKCase} draws its data. */
+export interface RoutingShape {
   name: string;
   tokens: number;
   experts: number;
@@ -24,7 +25,7 @@ const deepseekV3 = {
   scale: 2.5,
 } as const;
 
-const shapes: Shape[] = [
+const shapes: RoutingShape[] = [
   { name: 'Mixtral', tokens: 67, experts: 8, options: { k: 2, normalize: true } },
   { name: 'Qwen3-MoE', tokens: 130, experts: 128, options: { k: 8, normalize: true } },
   { name: 'OLMoE', tokens: 97, experts: 64, options: { k: 8 } },
@@ -103,7 +104,7 @@ function outputs(r: Routing): Tensor[] {
   return [r.indices, r.weights] as Tensor[];
 }
 
-function prepare(shape: Shape, random: Random) {
+function prepare(shape: RoutingShape, random: Random) {
   const { tokens, experts } = shape;
   const type = shape.type ?? 'float32';
   const values = random.normals(tokens * experts, 2);
@@ -121,7 +122,7 @@ function prepare(shape: Shape, random: Random) {
 }
 
 /** What PyTorch code for the same routing is given. */
-function pytorchSpec({ tokens, experts, options, type }: Shape): PeerSpec {
+function pytorchSpec({ tokens, experts, options, type }: RoutingShape): PeerSpec {
   const { k, groups } = options;
   const common = { tokens, experts, k, type: type ?? 'float32' };
   if (groups) {
@@ -137,7 +138,7 @@ function pytorchSpec({ tokens, experts, options, type }: Shape): PeerSpec {
   return { op: 'route_softmax_topk', ...common, normalize: options.normalize ?? false };
 }
 
-function peersOf(shape: Shape): OpCase['peers'] {
+function peersOf(shape: RoutingShape): OpCase['peers'] {
   if (!shape.bench) return undefined;
   const { tokens, experts, options, type } = shape;
   const peers: OpCase['peers'] = { pytorch: pytorchSpec(shape) };
@@ -149,8 +150,8 @@ function peersOf(shape: Shape): OpCase['peers'] {
   return peers;
 }
 
-/** Routing cases: every published variant, odd sizes, every logit type. */
-export const routeTopKCases: OpCase[] = shapes.map((shape) => ({
+/** The case of one shape. */
+export const routeTopKCase = (shape: RoutingShape): OpCase => ({
   family: 'moe',
   op: 'routeTopK',
   name: `${shape.name} T=${shape.tokens} E=${shape.experts} k=${shape.options.k}`,
@@ -173,13 +174,16 @@ export const routeTopKCases: OpCase[] = shapes.map((shape) => ({
       compare: compareRouting,
     };
   },
-}));
+});
+
+/** Routing cases: every published variant, odd sizes, every logit type. */
+export const routeTopKCases: OpCase[] = shapes.map(routeTopKCase);
 
 /**
  * Selection may legitimately differ from float64 where two scores agree to float32 rounding. Such a swap shows as
  * different ids with weights that are equal to rounding; anything else is a mismatch.
  */
-function compareRouting(actual: Tensor[], expected: Tensor[]) {
+export function compareRouting(actual: Tensor[], expected: Tensor[]) {
   const c = compareOutputs(actual, expected);
   if (c.mismatches === 0) return c;
   const [ids, weights] = actual;
