@@ -1,8 +1,9 @@
-import { defineConfig } from 'tsup';
+import { existsSync } from 'node:fs';
+import { defineConfig, type Options } from 'tsup';
 
 // Entry points mirror package.json "exports"; the CLI is bundled with its terminal libraries so that the
 // published package depends on node-gyp-build alone.
-export default defineConfig([
+const library: Options[] = [
   {
     entry: { index: 'lib/index.ts', 'moe/index': 'lib/moe/index.ts' },
     format: ['esm', 'cjs'],
@@ -13,6 +14,9 @@ export default defineConfig([
     shims: true,
     target: 'node20',
   },
+];
+
+const cli: Options[] = [
   {
     entry: { 'cli/main': 'lib/cli/main.ts' },
     format: ['esm'],
@@ -23,4 +27,6 @@ export default defineConfig([
       js: '#!/usr/bin/env node\nimport { createRequire as __cr } from "node:module"; const require = __cr(import.meta.url);',
     },
   },
-]);
+];
+
+export default defineConfig([...library, ...(existsSync('lib/cli/main.ts') ? cli : [])]);
