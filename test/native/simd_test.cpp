@@ -13,8 +13,9 @@ namespace plain {
 using heddle::bits_to_float;
 using heddle::float_to_bits;
 
-// Measured bounds, also stated in simd/math-inl.h: change both together.
-constexpr double kExpUlp = 1.5, kLogUlp = 2, kLog1pUlp = 3, kSigmoidUlp = 3, kSqrtSoftplusUlp = 3;
+// The bounds stated in simd/math-inl.h: change both together. Every float there is, on avx2, gave 0.990, 0.894,
+// 2.469, 2.481 and 1.957.
+constexpr double kExpUlp = 1, kLogUlp = 1, kLog1pUlp = 2.5, kSigmoidUlp = 2.5, kSqrtSoftplusUlp = 2;
 constexpr int kRounds = kSlow ? 300 : 3000;
 
 static const char* g_isa = "";
