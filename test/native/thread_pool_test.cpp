@@ -194,4 +194,57 @@ TEST(progress_when_every_worker_is_busy) {
   gate.wait();
 }
 
+TEST(queued_tasks_can_be_taken_back) {
+  constexpr int kBlocked = 64, kQueued = 30;
+  std::mutex mutex;
+  std::condition_variable released;
+  bool go = false;
+  Gate blocked(kBlocked), queued(kQueued - kQueued / 3);
+  std::atomic<int> runs{0};
+  auto block = [&] {
+    std::unique_lock<std::mutex> lock(mutex);
+    released.wait(lock, [&] { return go; });
+    lock.unlock();
+    blocked.arrive();
+  };
+  auto count = [&] {
+    runs.fetch_add(1);
+    queued.arrive();
+  };
+  std::vector<std::unique_ptr<FunctionTask<decltype(block)>>> blockers;
+  std::vector<std::unique_ptr<FunctionTask<decltype(count)>>> counters;
+  for (int i = 0; i < kBlocked; ++i) {
+    blockers.push_back(make_task(block));
+    submit_task(blockers.back().get(), 2);
+  }
+  std::vector<const Task*> unwanted;
+  for (int i = 0; i < kQueued; ++i) {
+    counters.push_back(make_task(count));
+    submit_task(counters.back().get(), 2);
+    if (i % 3 == 2) unwanted.push_back(counters.back().get());  // the last one included: the tail must move
+  }
+  auto match = [](const Task* t, const void* list) {
+    for (const Task* u : *static_cast<const std::vector<const Task*>*>(list)) {
+      if (u == t) return true;
+    }
+    return false;
+  };
+  size_t removed = 0;
+  for (Task* t = remove_tasks(match, &unwanted); t; t = t->next) CHECK(t == unwanted[removed++], "order");
+  CHECK(removed == unwanted.size(), "%zu taken back", removed);
+  CHECK(remove_tasks(match, &unwanted) == nullptr, "taken back twice");
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    go = true;
+  }
+  released.notify_all();
+  blocked.wait();
+  queued.wait();
+  Gate last(1);  // the queue still works
+  auto finish = make_task([&] { last.arrive(); });
+  submit_task(finish.get(), 2);
+  last.wait();
+  CHECK(runs.load() == kQueued - kQueued / 3, "%d ran", runs.load());
+}
+
 TEST(thread_count_is_sane) { CHECK(hardware_threads() >= 1 && hardware_threads() <= 4096, "%d", hardware_threads()); }
