@@ -65,11 +65,15 @@ async function step(title, command, args) {
   const started = Date.now();
   const result = await run(command, args, { cwd: root });
   if (result.code !== 0) {
-    process.stderr.write(result.output.split('\n').slice(-60).join('\n'));
-    throw new SetupError(
+    const lines = result.output.trimEnd().split('\n');
+    const shown = lines.length <= 80 ? lines : [...lines.slice(0, 20), '...', ...lines.slice(-60)];
+    const ending = result.code ?? result.error;
+    const error = new SetupError(
       1,
-      `${title} failed: ${command} ${args.join(' ')} ended with ${result.code ?? result.error}`,
+      `${title} failed: ${command} ${args.join(' ')} ended with ${ending}\n${shown.join('\n')}`,
     );
+    error.output = result.output;
+    throw error;
   }
   say(`${title}: done in ${((Date.now() - started) / 1000).toFixed(1)} s`);
   return result.output;
@@ -100,7 +104,21 @@ async function installDependencies() {
   if (isFresh('node_modules', 'node_modules/.package-lock.json', hash)) return;
   if (!installedMatchesLock()) {
     const [command, args] = npmCommand();
-    await step('installing dependencies (npm ci)', command, [...args, 'ci', '--no-audit', '--no-fund']);
+    const quiet = ['--no-audit', '--no-fund', '--no-update-notifier'];
+    try {
+      await step('installing dependencies (npm ci)', command, [...args, 'ci', ...quiet]);
+    } catch (error) {
+      // npm ci refuses a lock file that lacks other platforms' optional packages, which npm install leaves out when
+      // a registry does not carry them.
+      if (!error.output?.includes('EUSAGE')) throw error;
+      say('npm ci refuses package-lock.json; trying npm install, which still takes its versions from there');
+      await step('installing dependencies (npm install)', command, [
+        ...args,
+        'install',
+        '--no-save',
+        ...quiet,
+      ]);
+    }
   }
   writeStamp('node_modules', hash);
 }
