@@ -4,16 +4,7 @@
 //   node scripts/setup.mjs --optional-native   goes on with the TypeScript reference in that case
 //
 // Needs Node and npm only (it runs before `npm ci`). Exit codes: 0 ready, 1 a step failed, 2 something is missing.
-import {
-  existsSync,
-  mkdirSync,
-  readFileSync,
-  realpathSync,
-  rmSync,
-  statSync,
-  utimesSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { findNodeHeaders, hashFiles, run } from './process.mjs';
