@@ -150,8 +150,8 @@ function getState(): State {
       {
         backend: envChoice(wanted, 'HEDDLE_BACKEND', BACKENDS),
         isa: process.env['HEDDLE_ISA'] as IsaName | undefined,
-        threads:
-          process.env['HEDDLE_THREADS'] === undefined ? undefined : Number(process.env['HEDDLE_THREADS']),
+        // An empty variable counts as unset, as for the other two.
+        threads: process.env['HEDDLE_THREADS'] ? Number(process.env['HEDDLE_THREADS']) : undefined,
       },
       'HEDDLE_',
     );

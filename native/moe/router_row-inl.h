@@ -114,7 +114,7 @@ HEDDLE_INLINE vf finish_weights(vf s, float divisor, float scale) {
 // Weights of one row whose k <= W selected logits are the lanes of x, the largest of them `shift`.
 HEDDLE_INLINE vf weights_of_lanes(const RouterOptions& o, vf x, vf shift, float full_sum) {
   const bool full = needs_full_softmax(o);
-  const vf s = selected_scores(o, x, shift, full, set1(full_sum));
+  vf s = selected_scores(o, x, shift, full, set1(full_sum));
   const bool sums = o.normalize || (o.score == RouterScore::kSoftmax && !full);
   return finish_weights(s, weight_divisor(o, full, sums ? reduce_add(s) : 0.0f), o.scale);
 }

@@ -1,6 +1,6 @@
 // Opens the scalar region: one lane, no instruction beyond the platform's baseline. Close with simd/end.h.
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((unused)), apply_to = function)
+#pragma clang attribute push
 #elif defined(__GNUC__)
 #pragma GCC push_options
 #endif
