@@ -4,7 +4,11 @@ import { defineConfig, type Options } from 'tsup';
 // published package depends on node-gyp-build alone.
 const library: Options[] = [
   {
-    entry: { index: 'lib/index.ts', 'moe/index': 'lib/moe/index.ts', 'privacy/index': 'lib/privacy/index.ts' },
+    entry: {
+      index: 'lib/index.ts',
+      'moe/index': 'lib/moe/index.ts',
+      'privacy/index': 'lib/privacy/index.ts',
+    },
     format: ['esm', 'cjs'],
     dts: true,
     clean: false,

@@ -111,12 +111,27 @@ HEDDLE_INLINE vf finish_weights(vf s, float divisor, float scale) {
   return scale == 1.0f ? s : mul(s, set1(scale));
 }
 
+// Normalised scores that all underflow: for x below -87 sigmoid(x) is e^x and sqrt(softplus(x)) is e^(x/2) to the last
+// bit, so their ratios are those of a softmax. Only rows without any finite logit keep weights of 0.
+HEDDLE_INLINE bool scores_vanished(const RouterOptions& o, float sum) {
+  return sum <= 0.0f && o.normalize && o.score != RouterScore::kSoftmax && o.epsilon == 0.0f && o.floor == 0.0f;
+}
+HEDDLE_INLINE vf vanished_scores(const RouterOptions& o, vf x, float top) {
+  if (top == kNegInf) return set1(0.0f);
+  return exp(mul(sub(x, set1(top)), set1(o.score == RouterScore::kSigmoid ? 1.0f : 0.5f)));
+}
+
 // Weights of one row whose k <= W selected logits are the lanes of x, the largest of them `shift`.
 HEDDLE_INLINE vf weights_of_lanes(const RouterOptions& o, vf x, vf shift, float full_sum) {
   const bool full = needs_full_softmax(o);
   vf s = selected_scores(o, x, shift, full, set1(full_sum));
   const bool sums = o.normalize || (o.score == RouterScore::kSoftmax && !full);
-  return finish_weights(s, weight_divisor(o, full, sums ? reduce_add(s) : 0.0f), o.scale);
+  float sum = sums ? reduce_add(s) : 0.0f;
+  if (scores_vanished(o, sum)) {
+    s = vanished_scores(o, x, reduce_max(x));
+    sum = reduce_add(s);
+  }
+  return finish_weights(s, weight_divisor(o, full, sum), o.scale);
 }
 
 // Weights of the k selected experts of one row. `l` as read_row left it, m its maximum, full_sum the sum of
@@ -141,13 +156,27 @@ HEDDLE_INLINE void selected_weights(const RouterOptions& o, const float* l, floa
     store_n(w, weights_of_lanes(o, load(x), set1(top), full_sum), k);
     return;
   }
-  vf sum = set1(0.0f);
+  vf sum = set1(0.0f), largest = set1(kNegInf);
   for (int32_t j = 0; j < padded; j += W) {
-    const vf s = selected_scores(o, load(x + j), set1(top), full, set1(full_sum));
+    const vf v = load(x + j);
+    const vf s = selected_scores(o, v, set1(top), full, set1(full_sum));
+    largest = max(largest, v);
     store(x + j, s);
     sum = add(sum, s);
   }
-  const float divisor = weight_divisor(o, full, reduce_add(sum));
+  float total = reduce_add(sum);
+  if (scores_vanished(o, total)) {
+    sum = set1(0.0f);
+    for (int32_t j = 0; j < k; ++j) x[j] = ids[j] < 0 ? kNegInf : l[ids[j]];
+    for (int32_t j = k; j < padded; ++j) x[j] = kNegInf;
+    for (int32_t j = 0; j < padded; j += W) {
+      const vf s = vanished_scores(o, load(x + j), reduce_max(largest));
+      store(x + j, s);
+      sum = add(sum, s);
+    }
+    total = reduce_add(sum);
+  }
+  const float divisor = weight_divisor(o, full, total);
   for (int32_t j = 0; j < k; j += W) {
     const vf v = finish_weights(load(x + j), divisor, o.scale);
     if (k - j >= W) store(w + j, v); else store_n(w + j, v, k - j);

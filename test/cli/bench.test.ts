@@ -28,7 +28,7 @@ describe('harness', () => {
 
   it('interleaves rounds and tells what is slower', async () => {
     const order: string[] = [];
-    const entrants = [localEntrant('a', () => sleepBusy(0.5)), localEntrant('b', () => sleepBusy(2))];
+    const entrants = [localEntrant('a', () => sleepBusy(0.2)), localEntrant('b', () => sleepBusy(10))];
     const [a, b] = await interleave(entrants, {
       seconds: 0.06,
       rounds: 3,
@@ -36,8 +36,9 @@ describe('harness', () => {
     });
     expect(order.join('')).toBe('ababab');
     expect(a.rounds).toHaveLength(3);
-    expect(a.seconds).toBeGreaterThanOrEqual(0.0005);
-    expect(b.seconds).toBeGreaterThan(a.seconds);
+    // The best round: a shared machine may stall any single one.
+    expect(Math.min(...a.rounds)).toBeGreaterThanOrEqual(0.0002);
+    expect(Math.min(...b.rounds)).toBeGreaterThan(Math.min(...a.rounds));
   });
 
   it('passes an exception on', () => {
