@@ -8,6 +8,7 @@ so that rounds can be interleaved with heddle's.
 The code of each op is what transformers runs in eager mode (named beside it), without autograd.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -84,10 +85,16 @@ def experts_loop(tokens, experts, k, hidden, intermediate, type="float32"):
     gate_up = torch.empty(experts, 2 * intermediate, hidden, dtype=dtype).uniform_(-0.03, 0.03)
     down = torch.empty(experts, hidden, intermediate, dtype=dtype).uniform_(-0.03, 0.03)
     x = normals(tokens, hidden, type=type)
-    weights, ids = torch.topk(normals(tokens, experts).softmax(-1), k, dim=-1)
-    weights = (weights / weights.sum(-1, keepdim=True)).to(dtype)
+    # Several routings in turn: few tokens touch few experts, which would otherwise stay in the last-level cache.
+    routings = []
+    for _ in range(8 if tokens <= 64 else 1):
+        weights, ids = torch.topk(torch.rand(tokens, experts), k, dim=-1)
+        routings.append(((weights / weights.sum(-1, keepdim=True)).to(dtype), ids))
+    turn = itertools.count()
 
+    @torch.no_grad()
     def call():
+        weights, ids = routings[next(turn) % len(routings)]
         out = torch.zeros_like(x)
         mask = torch.nn.functional.one_hot(ids, num_classes=experts).permute(2, 1, 0)
         hit = torch.greater(mask.sum(dim=(-1, -2)), 0).nonzero()

@@ -2,6 +2,7 @@ import type { OpCase } from './case.ts';
 import { linearCases } from './linear.ts';
 import { combineCases } from './moe/combine.ts';
 import { expertsForwardCases } from './moe/expertsForward.ts';
+import { expertsForwardBenchCases } from './moe/expertsForwardBench.ts';
 import { permuteCases } from './moe/permute.ts';
 import { planDispatchCases } from './moe/planDispatch.ts';
 import { routeExpertChoiceCases } from './moe/routeExpertChoice.ts';
@@ -22,4 +23,5 @@ export const allCases: OpCase[] = [
   ...routeTopKBackwardCases,
   ...expertsForwardCases,
   ...linearCases,
+  ...expertsForwardBenchCases,
 ];
