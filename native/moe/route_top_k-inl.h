@@ -34,6 +34,12 @@ HEDDLE_INLINE vi spread_largest(const vi* v) {
   return spread_maxi(m);
 }
 
+HEDDLE_INLINE int32_t bit_count(uint32_t m) {
+  m = m - ((m >> 1) & 0x55555555u);
+  m = (m & 0x33333333u) + ((m >> 2) & 0x33333333u);
+  return static_cast<int32_t>((((m + (m >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24);
+}
+
 // Top-k of N vectors of keys.
 template <int N>
 HEDDLE_INLINE void top_k_registers(const int32_t* keys, int32_t k, int32_t* ids) {
@@ -45,7 +51,8 @@ HEDDLE_INLINE void top_k_registers(const int32_t* keys, int32_t k, int32_t* ids)
     const vi m = spread_largest<N>(v);
     uint64_t hits[2];
     remove_equal<N>(v, m, hits);
-    if (hits[0] == 0 || (hits[0] & (hits[0] - 1)) != 0 || hits[1] != 0) {
+    const bool one = ((hits[0] & (hits[0] - 1)) | (hits[1] & (hits[1] - 1))) == 0 && (hits[0] == 0 || hits[1] == 0);
+    if (!one || N * W == 1) {  // ties, or nothing left but removed keys
       if (reduce_maxi(m) == kRemoved) {
         while (j < k) ids[j++] = -1;
         return;
@@ -118,12 +125,19 @@ HEDDLE_INLINE float group_score(const float* c, int32_t n, bool top2) {
 // and fills `kept` with those groups. Returns the number of keys left, padded with removed ones.
 HEDDLE_INLINE int32_t limit_groups(const RouteTopKArgs& a, const float* c, int32_t* keys, int32_t* kept) {
   const int32_t size = a.experts / a.group_count;
-  float scores[kMaxExperts];
+  float scores[kMaxExperts + W];
   for (int32_t g = 0; g < a.group_count; ++g) scores[g] = group_score(c + g * size, size, a.group_top2);
+  const vf all = load_n(scores, a.group_count < W ? a.group_count : W, kNegInf);
   int32_t count = 0;
   for (int32_t g = 0; g < a.group_count; ++g) {
-    int32_t better = 0;
-    for (int32_t h = 0; h < a.group_count; ++h) better += (scores[h] > scores[g]) | ((scores[h] == scores[g]) & (h < g));
+    int32_t better = 0;  // groups that go before this one
+    if (a.group_count <= W) {
+      const vf mine = set1(scores[g]);
+      const uint32_t earlier = (1u << g) - 1u;
+      better = bit_count(mask_bits(gt(all, mine)) | (mask_bits(eq(all, mine)) & earlier));
+    } else {
+      for (int32_t h = 0; h < a.group_count; ++h) better += (scores[h] > scores[g]) | ((scores[h] == scores[g]) & (h < g));
+    }
     if (better >= a.group_keep) continue;
     // To the left or in place, whole vectors: what a store overruns is a group not kept or copied next.
     if (count != g) {
@@ -188,6 +202,29 @@ HEDDLE_INLINE bool route_row_registers(const RouteTopKArgs& a, int64_t row) {
   return true;
 }
 
+// c = score(l) + bias into `c` (unless null) and its keys; one tight loop per score function.
+template <class Score>
+HEDDLE_INLINE void choice_row(const float* l, const float* bias, int32_t experts, float* c, int32_t* keys, const Score& score) {
+  const int32_t whole = experts / W * W;
+  auto finish = [&](int32_t i, vf v, vf b) {
+    if (bias) {
+      v = add(v, b);
+      v = select(not_nan(v), v, set1(kNegInf));
+    }
+    if (c) store(c + i, v);
+    return sort_key(v);
+  };
+  HEDDLE_UNROLL(2)
+  for (int32_t i = 0; i < whole; i += W) {
+    storei(keys + i, finish(i, score(load(l + i)), bias ? load(bias + i) : set1(0.0f)));
+  }
+  if (whole < experts) {
+    const int n = experts - whole;
+    const vi key = finish(whole, score(load(l + whole)), bias ? load_n(bias + whole, n, 0.0f) : set1(0.0f));
+    storei(keys + whole, select(first_n(n), key, set1i(kRemoved)));
+  }
+}
+
 static void route_row(const RouteTopKArgs& a, int64_t row) {
   alignas(64) float l[kMaxExperts + W];
   alignas(64) float s[kMaxExperts + W];
@@ -205,25 +242,20 @@ static void route_row(const RouteTopKArgs& a, int64_t row) {
   if (a.given) {
     for (int32_t j = 0; j < a.k; ++j) ids[j] = a.given[row * a.k + j];
   } else {
-    const float* c = l;
-    if (needs_scores) {
-      if (!a.router.over_selected) score_row(l, m, a.experts, a.router.score, s);
-      if (a.router.over_selected) for (int32_t i = 0; i < padded; i += W) store(s + i, load(l + i));
-      c = s;
+    // c = score + bias, kept where groups or weights need it, and its keys.
+    const float* from = l;
+    if (needs_scores && !a.router.over_selected && a.router.score == RouterScore::kSoftmax) {
+      score_row(l, m, a.experts, a.router.score, s);
+      from = s;
     }
-    if (a.selection_bias) {
-      for (int32_t i = 0; i < a.experts; i += W) {
-        const int n = a.experts - i;
-        const vf b = n >= W ? load(a.selection_bias + i) : load_n(a.selection_bias + i, n, 0.0f);
-        const vf v = add(load(c + i), b);
-        store(s + i, select(not_nan(v), v, set1(kNegInf)));
-      }
-      c = s;
-    }
-    for (int32_t i = 0; i < padded; i += W) {
-      vi key = sort_key(load(c + i));
-      if (i + W > a.experts) key = select(first_n(a.experts - i), key, set1i(kRemoved));
-      storei(keys + i, key);
+    const bool scored = needs_scores && !a.router.over_selected;
+    const float* c = a.selection_bias || scored ? s : from;
+    if (scored && a.router.score == RouterScore::kSigmoid) {
+      choice_row(from, a.selection_bias, a.experts, s, keys, [](vf v) { return sigmoid(v); });
+    } else if (scored && a.router.score == RouterScore::kSqrtSoftplus) {
+      choice_row(from, a.selection_bias, a.experts, s, keys, [](vf v) { return sqrt_softplus(v); });
+    } else {
+      choice_row(from, a.selection_bias, a.experts, c == s ? s : nullptr, keys, [](vf v) { return v; });
     }
     if (mask) {
       for (int32_t i = 0; i < a.experts; ++i) {

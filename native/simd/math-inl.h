@@ -57,8 +57,12 @@ HEDDLE_INLINE vf log1p_unit(vf y) {
   return select(tiny, y, mul(log_normal(u), div(y, safe)));
 }
 
-// 1 / (1 + e^-x); 2.5 ULP for x >= -88.7228; below: 0.
-HEDDLE_INLINE vf sigmoid(vf x) { return div(set1(1.0f), add(set1(1.0f), exp(neg(x)))); }
+// 1 / (1 + e^-x); 2.5 ULP for x >= -87; below: 0. NaN gives NaN.
+HEDDLE_INLINE vf sigmoid(vf x) {
+  const vm vanishes = lt(x, set1(-87.0f));
+  const vf e = exp(neg(select(vanishes, set1(0.0f), x)));  // at most e^87, so that the reciprocal stays finite
+  return select(vanishes, set1(0.0f), reciprocal(add(set1(1.0f), e)));
+}
 
 // sqrt(log(1 + e^x)), the score of Megatron's sqrtsoftplus router; 2 ULP for x >= -87.3365;
 // below: 0, where the true value is under 1.1e-19.

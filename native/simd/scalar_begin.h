@@ -96,3 +96,4 @@ HEDDLE_INLINE float reduce_max(vf v) { return v; }
 HEDDLE_INLINE int32_t reduce_maxi(vi v) { return v.v; }
 HEDDLE_INLINE int32_t reduce_mini(vi v) { return v.v; }
 HEDDLE_INLINE vi spread_maxi(vi v) { return v; }
+HEDDLE_INLINE vf reciprocal(vf d) { return 1.0f / d; }
