@@ -154,52 +154,65 @@ HEDDLE_INLINE int32_t limit_groups(const RouteTopKArgs& a, const float* c, int32
   return left;
 }
 
-// A row without bias, groups, mask or given ids, whose experts fit the registers and k <= W: the winners' logits are
-// read off the keys themselves. False for rows with ties or without a finite maximum: those take the general path,
-// which gives the same bits.
-template <int N>
-HEDDLE_INLINE bool route_row_registers(const RouteTopKArgs& a, int64_t row) {
-  vi v[N];
+// R rows without bias, groups, mask or given ids, whose experts fit the registers and k <= W: the winners' logits are
+// read off the keys themselves. Returns a bit for each row that it could not do (ties, no finite maximum): those take
+// the general path. Rows do not mix; two at a time hide the latency of each other's reductions.
+template <int N, int R>
+HEDDLE_INLINE uint32_t route_rows_registers(const RouteTopKArgs& a, int64_t row) {
   const bool full = needs_full_softmax(a.router);
-  vf l[N];
-  HEDDLE_UNROLL(16)
-  for (int i = 0; i < N; ++i) {
-    vf x = load_typed(a.logits, a.type, row * a.experts + i * W, a.experts - i * W);
-    x = select(not_nan(x), x, set1(kNegInf));
-    if (full) l[i] = x;
-    v[i] = sort_key(x);
+  vi v[R][N], first[R], selected[R];
+  uint64_t repeated[R];  // non-zero once a maximum was shared
+  HEDDLE_UNROLL(2)
+  for (int r = 0; r < R; ++r) {
+    HEDDLE_UNROLL(16)
+    for (int i = 0; i < N; ++i) {
+      const vf x = load_typed(a.logits, a.type, (row + r) * a.experts + i * W, a.experts - i * W);
+      v[r][i] = sort_key(select(not_nan(x), x, set1(kNegInf)));
+    }
+    if (N * W > a.experts) v[r][N - 1] = select(first_n(a.experts - (N - 1) * W), v[r][N - 1], set1i(kRemoved));
+    selected[r] = set1i(INT32_MIN + 0x7fffff);  // the key of -Inf
+    first[r] = spread_largest<N>(v[r]);
+    repeated[r] = 0;
   }
-  if (N * W > a.experts) v[N - 1] = select(first_n(a.experts - (N - 1) * W), v[N - 1], set1i(kRemoved));
-  int32_t* ids = a.indices + row * a.k;
-  vi first = set1i(0), selected = set1i(INT32_MIN + 0x7fffff);  // the key of -Inf
-  bool unique = true;
   for (int32_t j = 0; j < a.k; ++j) {
-    const vi m = spread_largest<N>(v);
-    if (j == 0) first = m;
-    uint64_t hits[2];
-    remove_equal<N>(v, m, hits);
-    selected = select(eqi(iota(), set1i(j)), m, selected);
-    if (N * W <= 64) {
-      unique &= (hits[0] & (hits[0] - 1)) == 0;
-      ids[j] = first_bit(hits[0]);
-    } else {
-      const bool low = hits[0] != 0;
-      unique &= (hits[0] & (hits[0] - 1)) == 0 && (hits[1] & (hits[1] - 1)) == 0 && !(low && hits[1] != 0);
-      ids[j] = low ? first_bit(hits[0]) : 64 + first_bit(hits[1]);
+    const vm here = eqi(iota(), set1i(j));
+    HEDDLE_UNROLL(2)
+    for (int r = 0; r < R; ++r) {
+      const vi m = spread_largest<N>(v[r]);
+      uint64_t hits[2];
+      remove_equal<N>(v[r], m, hits);
+      selected[r] = select(here, m, selected[r]);
+      int32_t* id = a.indices + (row + r) * a.k + j;
+      if constexpr (N * W <= 64) {
+        repeated[r] |= hits[0] & (hits[0] - 1);
+        *id = first_bit(hits[0]);
+      } else {
+        const bool low = hits[0] != 0;
+        repeated[r] |= (hits[0] & (hits[0] - 1)) | (hits[1] & (hits[1] - 1)) | (low ? hits[1] : 0);
+        *id = low ? first_bit(hits[0]) : 64 + first_bit(hits[1]);
+      }
     }
   }
-  const vf shift = key_value(first);
-  const uint32_t finite = mask_bits(lt(abs(shift), set1(HUGE_VALF)));
-  if (!unique || !finite) return false;
-  float full_sum = 0.0f;
-  if (full) {
-    vf sum = set1(0.0f);
-    HEDDLE_UNROLL(16)
-    for (int i = 0; i < N; ++i) sum = add(sum, exp(sub(l[i], shift)));
-    full_sum = reduce_add(sum);
+  uint32_t left = 0;
+  for (int r = 0; r < R; ++r) {
+    const vf shift = key_value(first[r]);
+    if (repeated[r] != 0 || !mask_bits(lt(abs(shift), set1(HUGE_VALF)))) {
+      left |= 1u << r;
+      continue;
+    }
+    float full_sum = 0.0f;
+    if (full) {
+      vf sum = set1(0.0f);
+      for (int i = 0; i < N; ++i) {
+        vf x = load_typed(a.logits, a.type, (row + r) * a.experts + i * W, a.experts - i * W);
+        x = select(not_nan(x), x, set1(kNegInf));
+        sum = add(sum, exp(sub(x, shift)));
+      }
+      full_sum = reduce_add(sum);
+    }
+    store_n(a.weights + (row + r) * a.k, weights_of_lanes(a.router, key_value(selected[r]), shift, full_sum), a.k);
   }
-  store_n(a.weights + row * a.k, weights_of_lanes(a.router, key_value(selected), shift, full_sum), a.k);
-  return true;
+  return left;
 }
 
 // c = score(l) + bias into `c` (unless null) and its keys; one tight loop per score function.
@@ -285,8 +298,16 @@ static void route_row(const RouteTopKArgs& a, int64_t row) {
 
 template <int N>
 HEDDLE_INLINE void route_rows(const RouteTopKArgs& a, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    if (!route_row_registers<N>(a, row)) route_row(a, row);
+  int64_t row = begin;
+  if constexpr (W > 1 && N * W <= 64) {
+    for (; row + 2 <= end; row += 2) {
+      const uint32_t left = route_rows_registers<N, 2>(a, row);
+      if (left & 1u) route_row(a, row);
+      if (left & 2u) route_row(a, row + 1);
+    }
+  }
+  for (; row < end; ++row) {
+    if (route_rows_registers<N, 1>(a, row)) route_row(a, row);
   }
 }
 
