@@ -146,6 +146,9 @@ function peersOf(m: Model, tokens: number, type: WeightType): OpCase['peers'] {
   if (m.clamped || (m.alone && type === 'float32')) return undefined;
   if (type === 'bfloat16') return { pytorch: spec };
   if (type === 'float32') return { pytorch: spec, onnxruntime: { ...spec, op: 'moe' } };
+  if ((type === 'int8' || type === 'int4') && !m.alone) {
+    return { onnxruntime: { ...spec, op: 'qmoe', bits: type === 'int8' ? 8 : 4 } };
+  }
   return undefined;
 }
 
