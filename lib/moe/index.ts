@@ -12,6 +12,13 @@ export {
   packExpertsSync,
   type Stacked,
 } from './experts.ts';
+export {
+  type ExpertGradients,
+  type ExpertsBackwardOptions,
+  expertsBackward,
+  expertsBackwardSync,
+  type StackedGradient,
+} from './expertsBackward.ts';
 export { MoELayer, type MoELayerOptions } from './layer.ts';
 export type { RouterOptions, RouterScore } from './routerOptions.ts';
 export {

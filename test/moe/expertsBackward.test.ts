@@ -1,0 +1,4 @@
+import { expertsBackwardCases } from '../cases/moe/expertsBackward.ts';
+import { testCases } from '../helpers/cases.ts';
+
+testCases(expertsBackwardCases);
