@@ -6,6 +6,7 @@ import {
   expertsForwardSync,
   packExpertsSync,
 } from '../../lib/moe/index.ts';
+import { Tensor } from '../../lib/tensor.ts';
 import { gradientList } from '../cases/moe/expertsBackward.ts';
 import type { Shape } from '../cases/moe/expertsForward.ts';
 import { type Problem, problem } from '../helpers/experts.ts';
@@ -35,29 +36,32 @@ function differences(p: Problem, options: ExpertsBackwardOptions, data: Float32A
 
 describe('the reference is the derivative of the forward reference', () => {
   const tiny: Shape = { name: '', tokens: 4, experts: 3, k: 2, hidden: 4, intermediate: 3 };
-  const gated: [string, Activation, Partial<Shape>, ExpertsBackwardOptions?][] = [
-    ['SwiGLU', 'silu', {}],
-    ['SwiGLU, biases', 'silu', { biases: true }],
-    ['SwiGLU, stacked', 'silu', { layout: 'stacked' }],
-    ['SwiGLU, concatenated, biases', 'silu', { layout: 'concatenated', biases: true }],
-    ['SwiGLU, ungated', 'silu', { layout: 'ungated' }],
-    ['masked routes', 'silu', { masked: true, biases: true }],
-    ['gpt-oss', 'clamped-swiglu', { layout: 'gpt-oss', biases: true }],
-    ['clamps', 'clamped-swiglu', { layout: 'gpt-oss', biases: true }, { alpha: 0.9, limit: 0.5 }],
-    ['clamps, ungated', 'clamped-swiglu', { layout: 'ungated' }, { limit: 0.5 }],
-    ['GeGLU tanh', 'gelu-tanh', { biases: true }],
-    ['GeGLU erf', 'gelu', { biases: true }],
-    ['GELU tanh, ungated', 'gelu-tanh', { layout: 'ungated' }],
-    ['GELU erf, ungated, biases', 'gelu', { layout: 'ungated', biases: true }],
-    ['ReLU squared', 'relu-squared', {}],
-    ['ReLU squared, ungated', 'relu-squared', { layout: 'ungated' }],
-    ['ReLU', 'relu', { biases: true }],
-    ['ReLU, ungated', 'relu', { layout: 'ungated' }],
-    ['identity', 'identity', {}],
-    ['identity, ungated', 'identity', { layout: 'ungated', biases: true }],
-  ];
+  const gated: [string, Activation, Partial<Shape> & { gateUpBiases?: boolean }, ExpertsBackwardOptions?][] =
+    [
+      ['SwiGLU', 'silu', {}],
+      ['SwiGLU, biases', 'silu', { biases: true }],
+      ['SwiGLU, stacked', 'silu', { layout: 'stacked' }],
+      ['SwiGLU, concatenated, biases', 'silu', { layout: 'concatenated', biases: true }],
+      ['SwiGLU, biases together', 'silu', { layout: 'concatenated', biases: true, gateUpBiases: true }],
+      ['SwiGLU, ungated', 'silu', { layout: 'ungated' }],
+      ['masked routes', 'silu', { masked: true, biases: true }],
+      ['gpt-oss', 'clamped-swiglu', { layout: 'gpt-oss', biases: true }],
+      ['clamps', 'clamped-swiglu', { layout: 'gpt-oss', biases: true }, { alpha: 0.9, limit: 0.5 }],
+      ['clamps, ungated', 'clamped-swiglu', { layout: 'ungated' }, { limit: 0.5 }],
+      ['GeGLU tanh', 'gelu-tanh', { biases: true }],
+      ['GeGLU erf', 'gelu', { biases: true }],
+      ['GELU tanh, ungated', 'gelu-tanh', { layout: 'ungated' }],
+      ['GELU erf, ungated, biases', 'gelu', { layout: 'ungated', biases: true }],
+      ['ReLU squared', 'relu-squared', {}],
+      ['ReLU squared, ungated', 'relu-squared', { layout: 'ungated' }],
+      ['ReLU', 'relu', { biases: true }],
+      ['ReLU, ungated', 'relu', { layout: 'ungated' }],
+      ['identity', 'identity', {}],
+      ['identity, ungated', 'identity', { layout: 'ungated', biases: true }],
+    ];
   it.each(gated)('%s', (_, activation, shape, more) => {
     const p = problem({ ...tiny, ...shape }, 7);
+    if (shape.gateUpBiases) p.biases = { gateUp: Tensor.zeros('float32', [3, 6]), down: p.biases?.down };
     const options = { activation, ...more };
     const gradients = expertsBackwardSync(p.gradOutput, p.x, p.routing, p.sources, {
       ...options,
