@@ -13,7 +13,7 @@ import {
   optionChoice,
   optionNumber,
 } from '../op.ts';
-import type { Activation } from '../reference/gemm/activation.ts';
+import { ACTIVATIONS, type Activation } from '../reference/gemm/activation.ts';
 import type { ReferenceMatrix } from '../reference/gemm/linear.ts';
 import { dequantizedRow, type WeightType } from '../reference/gemm/quantize.ts';
 import { expertsForwardReference, type ReferenceBank } from '../reference/moe/expertsForward.ts';
@@ -21,16 +21,6 @@ import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import type { Routing } from './routeTopK.ts';
 
 export type { Activation };
-
-const ACTIVATIONS: readonly Activation[] = [
-  'silu',
-  'clamped-swiglu',
-  'gelu-tanh',
-  'gelu',
-  'relu-squared',
-  'relu',
-  'identity',
-];
 
 /** One matrix per expert: a list of `[out, in]` tensors, or one tensor `[experts, out, in]`. */
 export type Stacked = TensorLike | readonly TensorLike[];
@@ -204,7 +194,8 @@ interface Layout {
   downStrides: [n: number, k: number];
 }
 
-function layoutOf(s: ExpertSources): Layout {
+/** @internal */
+export function layoutOf(s: ExpertSources): Layout {
   if (s === null || typeof s !== 'object')
     throw new HeddleError('ERR_ARGUMENT', 'sources: expected { gate, up, down } or { gateUp, down }');
   checkOptions(s, SOURCE_KEYS, 'sources');
@@ -278,7 +269,8 @@ const BIAS_KEYS: ReadonlySet<string> = new Set(['gate', 'up', 'gateUp', 'down'])
 
 type Biases = [Float32Array[] | null, Float32Array[] | null, Float32Array[] | null];
 
-function biasLists(b: ExpertBiases | undefined, shape: BankShape, interleaved: boolean): Biases {
+/** @internal */
+export function biasLists(b: ExpertBiases | undefined, shape: BankShape, interleaved: boolean): Biases {
   if (b === undefined) return [null, null, null];
   checkOptions(b, BIAS_KEYS, 'biases');
   const { experts, hidden, intermediate } = shape;

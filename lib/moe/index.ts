@@ -14,6 +14,13 @@ export {
   packExpertsSync,
   type Stacked,
 } from './experts.ts';
+export {
+  type ExpertGradients,
+  type ExpertsBackwardOptions,
+  expertsBackward,
+  expertsBackwardSync,
+  type StackedGradient,
+} from './expertsBackward.ts';
 export { type ImportanceLossOptions, importanceLoss, importanceLossSync } from './importanceLoss.ts';
 export { MoELayer, type MoELayerOptions } from './layer.ts';
 export {
