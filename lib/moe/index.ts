@@ -1,4 +1,6 @@
+export { type Mxfp4Blocks, type UnpackMxfp4Options, unpackMxfp4 } from '../gemm/mxfp4.ts';
 export { MOE_MODEL_TYPES } from './config.ts';
+export type { ExpertCacheStats } from './expertCache.ts';
 export {
   type Activation,
   type ExpertBiases,
