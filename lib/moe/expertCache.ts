@@ -36,6 +36,7 @@ export class ExpertCache {
   /** Experts that fit the budget together. */
   readonly capacity: number;
   private readonly reader: ExpertReader;
+  private readonly ownsCheckpoint: boolean;
   private readonly expertBytes: number;
   private readonly counters: ExpertCacheStats;
   /** Packed experts, the least recently used first, with the number of forwards that use each. */
@@ -46,9 +47,10 @@ export class ExpertCache {
   private readonly roomWaiters: Wake[] = [];
 
   /** @throws HeddleError `ERR_OPTION` when the budget holds no expert */
-  constructor(weights: ExpertWeights, reader: ExpertReader, budget: number) {
+  constructor(weights: ExpertWeights, reader: ExpertReader, budget: number, ownsCheckpoint: boolean) {
     this.weights = weights;
     this.reader = reader;
+    this.ownsCheckpoint = ownsCheckpoint;
     this.expertBytes = weights.expertBytes(reader.biased);
     this.capacity = Math.min(weights.experts, Math.floor(budget / this.expertBytes));
     if (this.capacity === 0) {
@@ -112,7 +114,7 @@ export class ExpertCache {
   dispose(): void {
     this.pins.clear();
     this.counters.bytes = 0;
-    this.reader.close();
+    if (this.ownsCheckpoint) this.reader.close();
     this.weights.dispose();
   }
 

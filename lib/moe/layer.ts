@@ -1,6 +1,6 @@
 import type { BackendName } from '../backend.ts';
 import { runAsync, runSync } from '../checkpoint/steps.ts';
-import { openCheckpoint } from '../checkpoint.ts';
+import { Checkpoint, openCheckpoint } from '../checkpoint.ts';
 import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { FLOAT_TYPES, linear, linearSync, type WeightType } from '../gemm/linear.ts';
@@ -55,20 +55,25 @@ export class MoELayer {
 
   /**
    * Reads config.json and the layer's tensors, and packs the weights; with `memoryBudget`, experts on first use.
-   * @param directory checkpoint directory (config.json, model.safetensors or shards with an index), or one file
+   * @param source checkpoint directory (config.json, model.safetensors or shards with an index), one file, or an open
+   *   checkpoint, which many layers can share (a layer with a `memoryBudget` keeps every shard open otherwise) and
+   *   which stays the caller's to close
    * @throws HeddleError `ERR_CHECKPOINT` naming file, field or tensor; `ERR_OPTION`; `ERR_MEMORY`; `ERR_ABORTED`
    */
-  static async load(directory: string, options: MoELayerOptions): Promise<MoELayer> {
+  static async load(source: string | Checkpoint, options: MoELayerOptions): Promise<MoELayer> {
     checkOptions(options, LOAD_OPTIONS, 'MoELayer.load');
     const layer = optionInteger(options?.layer, 0, 100_000, 'layer');
+    const load = async (c: Checkpoint, own: boolean) =>
+      new MoELayer(await readParts(c, moeBlock(c, layer), options, own));
+    if (source instanceof Checkpoint) return load(source, false);
     // A file that stays open may be truncated by others: a read then fails, a mapped page would end the process.
     const map = options.memoryBudget === undefined ? 'auto' : 'never';
-    const checkpoint = await openCheckpoint(directory, { map });
+    const checkpoint = await openCheckpoint(source, { map });
     let keep = false;
     try {
-      const parts = await readParts(checkpoint, moeBlock(checkpoint, layer), options);
-      keep = parts.cache !== undefined;
-      return new MoELayer(parts);
+      const loaded = await load(checkpoint, true);
+      keep = loaded.cache !== undefined;
+      return loaded;
     } finally {
       if (!keep) checkpoint.close();
     }

@@ -21,8 +21,8 @@ export interface MoELayerOptions {
   /**
    * Most bytes of packed experts at any time. Experts then stay in the checkpoint, which is kept open, and are read
    * and packed on first use; the least recently used go when room is needed. Shared experts and the router are
-   * always packed and not counted; beside the budget, the weights of up to two experts as the file has them are in
-   * memory while experts are packed. Must hold at least one expert. Default: all experts are packed by `load`.
+   * always packed and not counted, nor is the rounding to memory pages; beside the budget, the weights of up to two
+   * experts as the file has them are in memory while experts are packed. Must hold at least one expert. Default: all experts are packed by `load`.
    */
   memoryBudget?: number;
   backend?: 'auto' | BackendName;
@@ -56,8 +56,16 @@ export interface Parts {
   sharedGate?: PackedMatrix;
 }
 
-/** Reads and packs; with a `memoryBudget` the experts are left for later, and the checkpoint must stay open. */
-export async function readParts(c: Checkpoint, block: MoEBlock, options: MoELayerOptions): Promise<Parts> {
+/**
+ * Reads and packs; with a `memoryBudget` the experts are left for later, and the checkpoint must stay open.
+ * @param own whether the cache closes the checkpoint in the end
+ */
+export async function readParts(
+  c: Checkpoint,
+  block: MoEBlock,
+  options: MoELayerOptions,
+  own: boolean,
+): Promise<Parts> {
   const { hiddenSize: d, intermediateSize: f, experts: count, tensors } = block;
   const { signal } = options;
   const op: AsyncOpOptions = { backend: options.backend, threads: options.threads, signal };
@@ -81,7 +89,7 @@ export async function readParts(c: Checkpoint, block: MoEBlock, options: MoELaye
     const [type, group] = expertWeightOptions(options, reader.source, d, f);
     const shape = { experts: count, hidden: d, intermediate: f, gated: true };
     parts.experts = new ExpertWeights(shape, block.activation, type, group, options.backend);
-    if (budget !== undefined) parts.cache = new ExpertCache(parts.experts, reader, budget);
+    if (budget !== undefined) parts.cache = new ExpertCache(parts.experts, reader, budget, own);
     else await packAll(parts.experts, reader, op, step);
 
     if (tensors.shared) {

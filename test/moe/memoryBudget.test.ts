@@ -2,7 +2,7 @@ import { mkdtempSync, readdirSync, readlinkSync, rmSync, statSync, truncateSync 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { setDefaults, Tensor } from '../../lib/index.ts';
+import { openCheckpointSync, setDefaults, Tensor } from '../../lib/index.ts';
 import { MoELayer } from '../../lib/moe/index.ts';
 import { sameBits } from '../cases/case.ts';
 import { Random } from '../cases/random.ts';
@@ -167,6 +167,26 @@ describe('dispose', () => {
     if (linux) expect(openFiles(directory)).toBe(0);
     expect(layer.cache!.bytes).toBe(0);
     whole.dispose();
+  });
+
+  it('of a layer leaves a checkpoint that the caller opened to the caller', async () => {
+    const checkpoint = openCheckpointSync(golden('mixtral'));
+    const input = inputOf('mixtral');
+    const whole = await MoELayer.load(checkpoint, { layer: 1 });
+    const expected = whole.forwardSync(input);
+    whole.dispose();
+    const layers = [];
+    for (let i = 0; i < 2; i++)
+      layers.push(await MoELayer.load(checkpoint, { layer: 1, memoryBudget: 100_000 }));
+    expect(sameBits([await layers[0].forward(input)], [expected])).toBe(true);
+    layers[0].dispose();
+    expect(sameBits([await layers[1].forward(input)], [expected])).toBe(true);
+    const { bytes } = layers[1].cache!;
+    checkpoint.close();
+    // Closed under the layer: the experts at hand are all it can give.
+    await expectRejection(layers[1].forward(input), 'ERR_DISPOSED', /checkpoint is closed/);
+    expect(layers[1].cache!.bytes).toBeLessThanOrEqual(bytes);
+    layers[1].dispose();
   });
 
   it('of a fully packed layer lets running forwards end too', async () => {
