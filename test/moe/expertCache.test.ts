@@ -3,7 +3,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { runAsync, runSync } from '../../lib/checkpoint/steps.ts';
 import { HeddleError, setDefaults } from '../../lib/index.ts';
 import type { ExpertCache } from '../../lib/moe/expertCache.ts';
-import { MoELayer } from '../../lib/moe/index.ts';
+import { expertsForwardSync, MoELayer } from '../../lib/moe/index.ts';
 import { sameBits } from '../cases/case.ts';
 import { nativeVariants } from '../helpers/backends.ts';
 import { budgeted, checkAtRest, inner, inputOf, rows } from '../helpers/budget.ts';
@@ -149,6 +149,21 @@ describe.each(everywhere)('random programs on $name', ({ options, use }) => {
     layer.dispose();
   });
 });
+
+it.each(natives)(
+  'a route to an expert that is not packed is an error, not a crash, on $name',
+  async ({ use }) => {
+    use();
+    const { layer } = await budgeted(golden('mixtral'), 2);
+    const x = rows(inputOf('mixtral'), 0, 2);
+    expectThrow(
+      () => expertsForwardSync(x, layer.routeSync(x), inner(layer).experts),
+      'ERR_INTERNAL',
+      /native status -3/,
+    );
+    layer.dispose();
+  },
+);
 
 describe('waiting for room', () => {
   let layer: MoELayer;
