@@ -2,6 +2,7 @@ import type { Addon } from '../backend.ts';
 import { DTYPE_CODE, decodeFloats, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { FLOAT_TYPES, outputTensor, WEIGHT_CODE, weightOptions } from '../gemm/linear.ts';
+import { checkMxfp4, isMxfp4, type Mxfp4Blocks } from '../gemm/mxfp4.ts';
 import { Handle } from '../handle.ts';
 import {
   type AsyncOpOptions,
@@ -15,6 +16,7 @@ import {
 } from '../op.ts';
 import { ACTIVATIONS, type Activation } from '../reference/gemm/activation.ts';
 import type { ReferenceMatrix } from '../reference/gemm/linear.ts';
+import { decodeMxfp4 } from '../reference/gemm/mxfp4.ts';
 import { dequantizedRow, type WeightType } from '../reference/gemm/quantize.ts';
 import { expertsForwardReference, type ReferenceBank } from '../reference/moe/expertsForward.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
@@ -22,8 +24,11 @@ import type { Routing } from './routeTopK.ts';
 
 export type { Activation };
 
-/** One matrix per expert: a list of `[out, in]` tensors, or one tensor `[experts, out, in]`. */
-export type Stacked = TensorLike | readonly TensorLike[];
+/**
+ * One matrix per expert: a list of `[out, in]` tensors, one tensor `[experts, out, in]`, or MXFP4 blocks of gpt-oss
+ * `[experts, out, in / 32, 16]` with their scales.
+ */
+export type Stacked = TensorLike | readonly TensorLike[] | Mxfp4Blocks;
 
 /**
  * Expert weights as checkpoints store them. f = intermediate size, d = hidden size. With `layout: 'in-out'` every
@@ -52,7 +57,10 @@ export interface ExpertBiases {
 }
 
 export interface PackExpertsOptions {
-  /** How the weights are stored. Default: the sources' type (float16 becomes float32). */
+  /**
+   * How the weights are stored. Default: the sources' type (float16 becomes float32). MXFP4 sources packed as
+   * `'mxfp4'` keep their bits.
+   */
   type?: WeightType;
   /** k values per scale: int4 32, 64 or 128 (default 32), MXFP4 32. Must divide d and f. */
   groupSize?: number;
@@ -100,8 +108,9 @@ export class ExpertWeights extends Handle<ReferenceBank> {
           hidden,
           intermediate,
           experts,
+          group,
         ),
-      () => ({ activation, alpha, limit, hidden, intermediate, experts: [] }),
+      () => ({ activation, alpha, limit, hidden, intermediate, experts: new Array(experts) }),
     );
     this.experts = experts;
     this.hiddenSize = hidden;
@@ -116,27 +125,66 @@ export class ExpertWeights extends Handle<ReferenceBank> {
     this.bytes = (this.addon['accountBank'] as unknown as (h: object) => number)(this.data);
   }
 
+  /** @internal Bytes that each expert takes once packed; biases are all there or none. */
+  expertBytes(biased: boolean): number {
+    const { hiddenSize: d, intermediateSize: f } = this;
+    if (this.addon === null) return 4 * (3 * d * f + (biased ? 2 * f + d : 0)); // rows of float32
+    return (this.addon['expertBytes'] as unknown as (h: object, b: boolean) => number)(
+      this.use(undefined),
+      biased,
+    );
+  }
+
+  /** @internal Frees the slot of an expert that no running call uses. */
+  evict(expert: number): void {
+    const data = this.use(undefined);
+    if (this.addon === null) delete (data as ReferenceBank).experts[expert];
+    else (this.addon['evictExpert'] as unknown as (h: object, e: number) => void)(data, expert);
+  }
+
+  /** @internal Tells the garbage collector how much is packed now. */
+  accountAs(bytes: number): void {
+    this.bytes = bytes;
+    if (this.addon === null) return;
+    (this.addon['setBankBytes'] as unknown as (h: object, b: number) => void)(this.use(undefined), bytes);
+  }
+
   protected override release(addon: Addon, data: object): void {
     (addon['releaseBank'] as unknown as (h: object) => void)(data);
   }
 }
 
-interface BankShape {
+export interface BankShape {
   experts: number;
   hidden: number;
   intermediate: number;
   gated: boolean;
 }
 
+type SourceType = FloatType | 'mxfp4';
+type SourceData = Float32Array | Uint16Array | Uint8Array;
+
 interface Matrices {
-  type: FloatType;
+  type: SourceType;
   rows: number;
   columns: number;
-  data: (Float32Array | Uint16Array)[];
+  data: SourceData[];
+  /** e8m0 of MXFP4 sources. */
+  scales?: Uint8Array[];
 }
 
 /** Splits a stacked tensor or checks a list: the same type and `[rows, columns]` for each expert. */
 function matricesOf(value: Stacked, name: string): Matrices {
+  if (isMxfp4(value)) {
+    const m = checkMxfp4(value, name, 3);
+    const [experts, rows, columns] = m.dims;
+    if (experts === 0) throw new HeddleError('ERR_SHAPE', `${name}: at least one expert is needed`);
+    const part = (data: Uint8Array) => {
+      const size = data.length / experts;
+      return Array.from({ length: experts }, (_, e) => data.subarray(e * size, (e + 1) * size));
+    };
+    return { type: 'mxfp4', rows, columns, data: part(m.blocks), scales: part(m.scales) };
+  }
   if (Array.isArray(value)) {
     if (value.length === 0) throw new HeddleError('ERR_SHAPE', `${name}: at least one expert is needed`);
     const tensors = value.map((v, i) => asTensor(v as TensorLike, `${name}[${i}]`, FLOAT_TYPES, 2));
@@ -186,12 +234,14 @@ function biasesOf(
 /** Everything the boundary needs: pointers per expert and shared strides (native/binding/experts.cpp). */
 interface Layout {
   shape: BankShape;
-  source: FloatType;
-  gate: (Float32Array | Uint16Array)[] | null;
-  up: (Float32Array | Uint16Array)[];
+  source: SourceType;
+  gate: SourceData[] | null;
+  up: SourceData[];
   upStrides: [n: number, k: number];
-  down: (Float32Array | Uint16Array)[];
+  down: SourceData[];
   downStrides: [n: number, k: number];
+  /** MXFP4: exponents of gate, up and down; their row stride is a 16th of the blocks' (16 bytes a block). */
+  scales: [Uint8Array[] | null, Uint8Array[] | null, Uint8Array[] | null];
 }
 
 /** @internal */
@@ -222,8 +272,12 @@ export function layoutOf(s: ExpertSources): Layout {
       throw new HeddleError('ERR_DTYPE', `${name} is ${m.type}, down is ${down.type}`);
     return m;
   };
-  const strides = (width: number): [number, number] => (transposed ? [1, width] : [hidden, 1]);
-  const downStrides: [number, number] = transposed ? [1, hidden] : [intermediate, 1];
+  const mxfp4 = down.type === 'mxfp4';
+  if (mxfp4 && transposed)
+    throw new HeddleError('ERR_OPTION', "layout: MXFP4 blocks are 'out-in', got 'in-out'");
+  const perElement = mxfp4 ? 2 : 1; // strides count array elements, and a byte of blocks holds two values
+  const strides = (width: number): [number, number] => (transposed ? [1, width] : [hidden / perElement, 1]);
+  const downStrides: [number, number] = transposed ? [1, hidden] : [intermediate / perElement, 1];
   const common = { source: down.type, down: down.data, downStrides };
   if (s.gateUp !== undefined) {
     if (s.gate !== undefined || s.up !== undefined) {
@@ -238,6 +292,9 @@ export function layoutOf(s: ExpertSources): Layout {
       gate: both.data,
       up: both.data.map((m) => m.subarray(offset)),
       upStrides: [s.interleaved ? 2 * n : n, k],
+      scales: both.scales
+        ? [both.scales, both.scales.map((m) => m.subarray(offset / 16)), down.scales ?? null]
+        : NO_SCALES,
     };
   }
   if (s.up === undefined) throw new HeddleError('ERR_ARGUMENT', 'up: required (or gateUp)');
@@ -250,9 +307,11 @@ export function layoutOf(s: ExpertSources): Layout {
     gate: gate?.data ?? null,
     up: up.data,
     upStrides: strides(intermediate),
+    scales: up.scales ? [gate?.scales ?? null, up.scales, down.scales ?? null] : NO_SCALES,
   };
 }
 
+const NO_SCALES: Layout['scales'] = [null, null, null];
 const SOURCE_KEYS: ReadonlySet<string> = new Set(['gate', 'up', 'gateUp', 'interleaved', 'down', 'layout']);
 const PACK_OPTIONS: ReadonlySet<string> = new Set([
   'type',
@@ -294,14 +353,25 @@ export function biasLists(b: ExpertBiases | undefined, shape: BankShape, interle
 }
 
 function referenceMatrix(
-  m: Float32Array | Uint16Array,
-  source: FloatType,
+  m: SourceData,
+  scales: Uint8Array | undefined,
+  source: SourceType,
   n: number,
   k: number,
   [ns, ks]: [number, number],
   type: WeightType,
   group: number,
 ): ReferenceMatrix {
+  if (source === 'mxfp4') {
+    const bytes = m as Uint8Array;
+    const rows = Array.from({ length: n }, (_, i) => {
+      const from = i * ns;
+      const block = bytes.subarray(from, from + k / 2);
+      const row = decodeMxfp4(block, (scales as Uint8Array).subarray(from / 16, (from + k / 2) / 16));
+      return type === 'mxfp4' ? row : dequantizedRow(row, type, group);
+    });
+    return { type, group, n, k, rows };
+  }
   const all = decodeFloats(m, source);
   const rows = Array.from({ length: n }, (_, i) =>
     dequantizedRow(
@@ -324,18 +394,22 @@ function packReference(
   [gb, ub, db]: Biases,
   type: WeightType,
   group: number,
+  first: number,
 ): void {
   const { experts, hidden: d, intermediate: f } = l.shape;
+  const [gs, us, ds] = l.scales;
   for (let e = 0; e < experts; e++) {
-    bank.experts.push({
+    bank.experts[first + e] = {
       gate:
-        l.gate === null ? undefined : referenceMatrix(l.gate[e], l.source, f, d, l.upStrides, type, group),
-      up: referenceMatrix(l.up[e], l.source, f, d, l.upStrides, type, group),
-      down: referenceMatrix(l.down[e], l.source, d, f, l.downStrides, type, group),
+        l.gate === null
+          ? undefined
+          : referenceMatrix(l.gate[e], gs?.[e], l.source, f, d, l.upStrides, type, group),
+      up: referenceMatrix(l.up[e], us?.[e], l.source, f, d, l.upStrides, type, group),
+      down: referenceMatrix(l.down[e], ds?.[e], l.source, d, f, l.downStrides, type, group),
       gateBias: gb?.[e].slice(),
       upBias: ub?.[e].slice(),
       downBias: db?.[e].slice(),
-    });
+    };
   }
 }
 
@@ -346,23 +420,57 @@ function preparePack(sources: ExpertSources, options: (PackExpertsOptions & OpOp
   const { hidden, intermediate } = l.shape;
   if (hidden === 0 || intermediate === 0)
     throw new HeddleError('ERR_SHAPE', `experts of size ${hidden} x ${intermediate} have no weights`);
-  const [type, group] = weightOptions(o.type, o.groupSize, l.source, [hidden, intermediate]);
-  const biases = biasLists(o.biases, l.shape, sources.interleaved === true);
+  const [type, group] = expertWeightOptions(o, l.source, hidden, intermediate);
   const weights = new ExpertWeights(l.shape, o, type, group, o.backend);
+  return { weights, args: packArgs(weights, l, o.biases, sources.interleaved === true, 0) };
+}
+
+/** @internal Type and group of packed experts; MXFP4 sources stay MXFP4 unless told otherwise. */
+export function expertWeightOptions(
+  o: Pick<PackExpertsOptions, 'type' | 'groupSize'>,
+  source: SourceType,
+  hidden: number,
+  intermediate: number,
+): [WeightType, number] {
+  const [type, float] = source === 'mxfp4' ? [o.type ?? source, 'float32' as const] : [o.type, source];
+  return weightOptions(type, o.groupSize, float, [hidden, intermediate]);
+}
+
+function packArgs(
+  weights: ExpertWeights,
+  l: Layout,
+  b: ExpertBiases | undefined,
+  interleaved: boolean,
+  first: number,
+) {
+  const biases = biasLists(b, l.shape, interleaved);
+  const { type, groupSize: group } = weights;
   if (weights.backend === 'reference')
-    packReference(weights.use(undefined) as ReferenceBank, l, biases, type, group);
-  const args = [
+    packReference(weights.use(undefined) as ReferenceBank, l, biases, type, group, first);
+  return [
     weights.use(undefined),
     group,
-    DTYPE_CODE[l.source],
+    DTYPE_CODE[l.source === 'mxfp4' ? 'uint8' : l.source],
     l.gate,
     l.up,
     ...l.upStrides,
     l.down,
     ...l.downStrides,
     ...biases,
+    ...l.scales,
+    first,
   ];
-  return { weights, args };
+}
+
+/** @internal The pack op's call for experts that go to slots `first` … of a bank that no forward reads there. */
+export function preparePackInto(
+  weights: ExpertWeights,
+  first: number,
+  sources: ExpertSources,
+  biases: ExpertBiases | undefined,
+): { op: Op; args: unknown[] } {
+  const l = layoutOf(sources);
+  return { op: packOp, args: packArgs(weights, l, biases, sources.interleaved === true, first) };
 }
 
 /**
@@ -413,7 +521,8 @@ const FORWARD_OPTIONS: ReadonlySet<string> = new Set([
   'signal',
 ]);
 
-const forwardOp: Op = {
+/** @internal */
+export const forwardOp: Op = {
   name: 'expertsForward',
   reference: expertsForwardReference,
   invalid: (index, args) => {
@@ -426,7 +535,8 @@ const forwardOp: Op = {
   },
 };
 
-function prepareForward(
+/** @internal Checks a forward's arguments; the op's last argument, the routes' outputs, is left out. */
+export function prepareForward(
   x: TensorLike,
   routing: Routing,
   weights: ExpertWeights,

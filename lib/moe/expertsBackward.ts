@@ -157,6 +157,10 @@ function prepare(
   checkOptions(options, OPTIONS, 'expertsBackward');
   const o = options ?? {};
   const l = layoutOf(sources);
+  const source = l.source;
+  if (source === 'mxfp4') {
+    throw new HeddleError('ERR_DTYPE', 'sources: MXFP4 blocks have no gradient; unpackMxfp4 makes them float');
+  }
   const { experts, hidden: d, intermediate: f, gated } = l.shape;
   if (d === 0 || f === 0) throw new HeddleError('ERR_SHAPE', `experts of size ${d} x ${f} have no weights`);
   const input = asTensor(x, 'x', FLOAT_TYPES, 2);
@@ -183,7 +187,7 @@ function prepare(
   const type = optionChoice(
     o.type,
     ['float32', 'bfloat16'] as const,
-    l.source === 'bfloat16' ? 'bfloat16' : 'float32',
+    source === 'bfloat16' ? 'bfloat16' : 'float32',
     'type',
   );
   checkBiases(o.biases, gated);
@@ -260,7 +264,7 @@ function prepare(
     limit,
     d,
     f,
-    DTYPE_CODE[l.source],
+    DTYPE_CODE[source],
     l.gate,
     l.up,
     ...l.upStrides,

@@ -1,5 +1,7 @@
+export { type Mxfp4Blocks, type UnpackMxfp4Options, unpackMxfp4 } from '../gemm/mxfp4.ts';
 export { type CombineOptions, combine, combineSync } from './combine.ts';
 export { MOE_MODEL_TYPES } from './config.ts';
+export type { ExpertCacheStats } from './expertCache.ts';
 export { type CapacityStyle, type ExpertCapacityOptions, expertCapacity } from './expertCapacity.ts';
 export {
   type Activation,

@@ -56,7 +56,30 @@ Napi::Value create_bank(const Napi::CallbackInfo& info) {
   bank->hidden = static_cast<int64_t>(number(5));
   bank->intermediate = static_cast<int64_t>(number(6));
   bank->experts.resize(static_cast<size_t>(number(7)));
+  bank->set_shapes(static_cast<int64_t>(number(8)));
   return make_handle(info.Env(), std::move(bank));
+}
+
+// Bytes of one packed expert: (bank, biased).
+Napi::Value expert_bytes(const Napi::CallbackInfo& info) {
+  const auto& bank = info[0].As<Napi::External<Handle<ExpertBank>>>().Data()->object;
+  return Napi::Number::New(info.Env(), static_cast<double>(bank->expert_bytes(info[1].ToBoolean())));
+}
+
+// Empties a slot that no running job uses: (bank, slot).
+Napi::Value evict_expert(const Napi::CallbackInfo& info) {
+  const auto& bank = info[0].As<Napi::External<Handle<ExpertBank>>>().Data()->object;
+  bank->experts[static_cast<size_t>(info[1].As<Napi::Number>().Int64Value())] = PackedExpert{};
+  return info.Env().Undefined();
+}
+
+// Tells the collector the size that the caller keeps count of (a job may be packing another slot now): (bank, bytes).
+Napi::Value set_bank_bytes(const Napi::CallbackInfo& info) {
+  auto* h = info[0].As<Napi::External<Handle<ExpertBank>>>().Data();
+  const int64_t bytes = info[1].As<Napi::Number>().Int64Value();
+  Napi::MemoryManagement::AdjustExternalMemory(info.Env(), bytes - h->accounted);
+  h->accounted = bytes;
+  return info.Env().Undefined();
 }
 
 Napi::Value pack_experts_call(const Napi::CallbackInfo& info) {
@@ -70,11 +93,16 @@ Napi::Value pack_experts_call(const Napi::CallbackInfo& info) {
   const auto down = call.arrays<void>();
   const int64_t dn = call.integer(), dk = call.integer();
   const auto gate_bias = call.arrays<float>(), up_bias = call.arrays<float>(), down_bias = call.arrays<float>();
+  const auto gate_scale = call.arrays<uint8_t>(), up_scale = call.arrays<uint8_t>(), down_scale = call.arrays<uint8_t>();
+  a.first = static_cast<size_t>(call.integer());
   for (size_t i = 0; i < down.size(); ++i) {
     ExpertSource s;
     if (!gate.empty()) s.gate = {gate[i], type, gn, gk};
     s.up = {up[i], type, gn, gk};
     s.down = {down[i], type, dn, dk};
+    if (!gate_scale.empty()) s.gate.exponent = gate_scale[i];
+    if (!up_scale.empty()) s.up.exponent = up_scale[i];
+    if (!down_scale.empty()) s.down.exponent = down_scale[i];
     if (!gate_bias.empty()) s.gate_bias = gate_bias[i];
     if (!up_bias.empty()) s.up_bias = up_bias[i];
     if (!down_bias.empty()) s.down_bias = down_bias[i];
@@ -97,6 +125,7 @@ Napi::Value experts_forward_call(const Napi::CallbackInfo& info) {
   a.weights = call.array<float>();
   a.out = call.array<void>();
   a.out_type = call.dtype();
+  a.routes = call.array<float>();
   return call.submit(std::move(a), experts_forward);
 }
 
@@ -186,6 +215,9 @@ void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("expertsForward", Napi::Function::New(env, experts_forward_call));
   exports.Set("expertsBackward", Napi::Function::New(env, experts_backward_call));
   exports.Set("accountBank", Napi::Function::New(env, account<ExpertBank>));
+  exports.Set("expertBytes", Napi::Function::New(env, expert_bytes));
+  exports.Set("evictExpert", Napi::Function::New(env, evict_expert));
+  exports.Set("setBankBytes", Napi::Function::New(env, set_bank_bytes));
   exports.Set("releaseBank", Napi::Function::New(env, release<ExpertBank>));
   exports.Set("createMatrix", Napi::Function::New(env, create_matrix));
   exports.Set("packMatrix", Napi::Function::New(env, pack_matrix_call));

@@ -69,20 +69,51 @@ void pack_bf16(const Column* columns, int64_t k, int64_t steps, char* out) {
   }
 }
 
+// Codes and exponents of one column as the checkpoint has them: no value is rounded, not even -0.
+void copy_mxfp4_column(PackedMatrix& m, int64_t p, int c, const Column& column) {
+  unsigned char* data = m.data.as<unsigned char>() + p * m.steps * kStepBytes + c * 4;
+  uint8_t* exponent = m.exponent.as<uint8_t>() + p * m.groups() * kPanel + c;
+  if (!column.source) {
+    for (int64_t g = 0; g < m.groups(); ++g) exponent[g * kPanel] = 127;
+    return;
+  }
+  const MatrixSource& s = *column.source;
+  const auto* in = static_cast<const uint8_t*>(s.data) + column.row * s.n_stride;
+  for (int64_t g = 0; g < m.groups(); ++g) exponent[g * kPanel] = s.exponent[column.row * (s.n_stride / 16) + g];
+  auto code = [](const uint8_t* b, int i) { return b[i / 2] >> (i % 2 * 4) & 15; };
+  for (int64_t step = 0; step < m.steps; ++step, in += 4, data += kStepBytes) {
+    for (int i = 0; i < 4; ++i) data[i] = static_cast<unsigned char>(code(in, i) | code(in, i + 4) << 4);
+  }
+}
+
+bool has_scale(PackType type) { return type == PackType::kInt8 || type == PackType::kInt4; }
+
 }  // namespace
 
-Status pack_matrix(PackedMatrix& out, PackType type, const MatrixSource& first, const MatrixSource& second, int64_t n,
-                   int64_t k, int64_t group, const Exec& exec) {
-  const bool pair = second.data != nullptr;
+void shape_matrix(PackedMatrix& out, PackType type, bool pair, int64_t n, int64_t k, int64_t group) {
   out.type = type;
   out.k = k;
   out.columns = pair ? 2 * n : n;
   out.panels = pair ? round_up_to(n, kHalfPanel) / kHalfPanel : round_up_to(n, kPanel) / kPanel;
   out.steps = round_up_to(k, pack_unit(type)) / pack_unit(type);
   out.group = type == PackType::kInt4 || type == PackType::kMxfp4 ? group : 0;
+}
+
+int64_t packed_bytes(const PackedMatrix& m) {
+  const int64_t scales = m.panels * m.groups() * kPanel;
+  int64_t n = m.panels * m.steps * kStepBytes;
+  if (has_scale(m.type)) n += scales * static_cast<int64_t>(sizeof(float));
+  if (m.type == PackType::kInt8) n += scales * static_cast<int64_t>(sizeof(int32_t));
+  if (m.type == PackType::kMxfp4) n += scales;
+  return n;
+}
+
+Status pack_matrix(PackedMatrix& out, PackType type, const MatrixSource& first, const MatrixSource& second, int64_t n,
+                   int64_t k, int64_t group, const Exec& exec) {
+  shape_matrix(out, type, second.data != nullptr, n, k, group);
   const int64_t scales = out.panels * out.groups() * kPanel;
   if (!out.data.reset(static_cast<size_t>(out.panels * out.steps * kStepBytes))) return kNoMemory;
-  if (type == PackType::kInt8 || type == PackType::kInt4) {
+  if (has_scale(type)) {
     if (!out.scale.reset(static_cast<size_t>(scales) * sizeof(float))) return kNoMemory;
   }
   if (type == PackType::kInt8 && !out.zero.reset(static_cast<size_t>(scales) * sizeof(int32_t))) return kNoMemory;
@@ -98,6 +129,10 @@ Status pack_matrix(PackedMatrix& out, PackType type, const MatrixSource& first, 
         default: {
           std::memset(data, 0, static_cast<size_t>(out.steps * kStepBytes));
           for (int c = 0; c < kPanel; ++c) {
+            if (type == PackType::kMxfp4 && first.exponent) {
+              copy_mxfp4_column(out, p, c, columns[c]);
+              continue;
+            }
             quantize_column(out, p, c, [&](int64_t i) {
               return columns[c].source && i < k ? columns[c].source->at(columns[c].row, i) : 0.0f;
             });

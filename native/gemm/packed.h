@@ -17,6 +17,7 @@
 // Floors: M = 1 reads every weight byte once, so the bound is memory; a tile of 12 x 32 does 2*12*32 operations
 // per 128 bytes of W and 48 of x, all from L2 after the first tile, so the bound is the FMA units.
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 #include "core/dtype.h"
@@ -42,15 +43,24 @@ inline int64_t pack_unit(PackType t) {
 }
 constexpr int64_t kStepBytes = 128;
 
-// A weight matrix as it comes: element (n, k) at n * n_stride + k * k_stride.
+// A weight matrix as it comes: element (n, k) at n * n_stride + k * k_stride. kUint8 stands for MXFP4 blocks as
+// stored on the hub: row n is n_stride bytes of two E2M1 codes each (the low nibble first) and n_stride / 16
+// exponents, one for 32 values.
 struct MatrixSource {
   const void* data = nullptr;
   DType type = DType::kFloat32;
   int64_t n_stride = 0, k_stride = 1;
+  const uint8_t* exponent = nullptr;  // e8m0 of MXFP4 blocks
 
   float at(int64_t n, int64_t k) const {
     const int64_t i = n * n_stride + k * k_stride;
     switch (type) {
+      case DType::kUint8: {
+        constexpr float value[] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
+        const int code = static_cast<const uint8_t*>(data)[n * n_stride + k / 2] >> (k % 2 * 4) & 15;
+        const float v = std::ldexp(value[code & 7], exponent[n * (n_stride / 16) + k / 32] - 127);
+        return code & 8 ? -v : v;
+      }
       case DType::kBFloat16: return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
       case DType::kFloat16: return f16_to_float(static_cast<const uint16_t*>(data)[i]);
       default: return static_cast<const float*>(data)[i];
@@ -77,6 +87,11 @@ struct PackedMatrix {
     return static_cast<int64_t>(data.size() + scale.size() + zero.size() + exponent.size());
   }
 };
+
+// Fills in what follows from type and sizes; data stays empty.
+void shape_matrix(PackedMatrix& out, PackType type, bool pair, int64_t n, int64_t k, int64_t group);
+// bytes() of a matrix of this shape once it is packed.
+int64_t packed_bytes(const PackedMatrix& shape);
 
 // Packs [n, k] (second.data == nullptr), or the pair [n, k] + [n, k] into half panels. Padding is zero.
 // kOk, kNoMemory, kCancelled.

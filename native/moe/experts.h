@@ -54,6 +54,8 @@ struct ExpertBank {
   float alpha = 1.702f, limit = 7.0f;
   bool gated = true;
   int64_t hidden = 0, intermediate = 0;
+  // The shapes all experts share, without data: slots of `experts` may be empty (packed on first use).
+  PackedMatrix gate_up_shape, down_shape;
   std::vector<PackedExpert> experts;
 
   // One scratch block is kept between calls (a fresh one costs a page fault per 2 MiB); concurrent calls
@@ -61,7 +63,11 @@ struct ExpertBank {
   std::mutex scratch_mutex;
   HugeBuffer scratch;
 
+  // Sets the shapes; called once, before packing.
+  void set_shapes(int64_t group);
   int64_t bytes() const;
+  // Bytes of one packed expert, biases (all or none) included.
+  int64_t expert_bytes(bool biased) const;
 };
 
 // Source pointers of one expert; strides in elements. gate.data == nullptr: ungated.
@@ -74,6 +80,7 @@ struct PackExpertsArgs {
   std::shared_ptr<ExpertBank> bank;
   std::vector<ExpertSource> sources;
   int64_t group = 0;
+  size_t first = 0;  // slot of the first source; no running forward may use the slots that are packed
 };
 Status pack_experts(const PackExpertsArgs& args, const Exec& exec);
 
@@ -88,8 +95,12 @@ struct ExpertsForwardArgs {
   const float* weights = nullptr;          // [tokens, k]
   void* out = nullptr;                     // [tokens, d]
   DType out_type = DType::kFloat32;
+  // For layers whose experts are not all in memory, [tokens, k, d]. Without `out`: the experts' outputs are
+  // written here, unweighted, only those of the routes present. With `out`: they are taken from here and combined,
+  // and no expert is read. A token's result is bitwise that of one call.
+  float* routes = nullptr;
 };
-// kOk, kCancelled, kNoMemory, bad_value(route).
+// kOk, kCancelled, kNoMemory, bad_value(route), kUnsupported for a route to an empty slot.
 Status experts_forward(const ExpertsForwardArgs& args, const Exec& exec);
 
 // What an instruction set contributes.
