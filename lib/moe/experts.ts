@@ -1,7 +1,15 @@
 import type { Addon } from '../backend.ts';
-import { DTYPE_CODE, decodeFloats, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { FLOAT_TYPES, outputTensor, WEIGHT_CODE, weightOptions } from '../gemm/linear.ts';
+import {
+  meanSquareOf,
+  type RoundingOptions,
+  roundingOf,
+  SOURCE_TYPES,
+  type SourceData,
+  type SourceType,
+} from '../gemm/weights.ts';
 import { Handle } from '../handle.ts';
 import {
   type AsyncOpOptions,
@@ -14,10 +22,10 @@ import {
   optionNumber,
 } from '../op.ts';
 import type { Activation } from '../reference/gemm/activation.ts';
-import type { ReferenceMatrix } from '../reference/gemm/linear.ts';
-import { dequantizedRow, type WeightType } from '../reference/gemm/quantize.ts';
+import type { WeightType } from '../reference/gemm/quantize.ts';
 import { expertsForwardReference, type ReferenceBank } from '../reference/moe/expertsForward.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { type ExpertScales, packOpOf, scaleLists } from './expertWeights.ts';
 import type { Routing } from './routeTopK.ts';
 
 export type { Activation };
@@ -61,8 +69,8 @@ export interface ExpertBiases {
   down?: TensorLike;
 }
 
-export interface PackExpertsOptions {
-  /** How the weights are stored. Default: the sources' type (float16 becomes float32). */
+export interface PackExpertsOptions extends RoundingOptions {
+  /** How the weights are stored. Default: the sources' type (float16 becomes float32, float8_e4m3 is float8). */
   type?: WeightType;
   /** k values per scale: int4 32, 64 or 128 (default 32), MXFP4 32. Must divide d and f. */
   groupSize?: number;
@@ -73,6 +81,13 @@ export interface PackExpertsOptions {
   /** Clamp of clamped SwiGLU. Default 7. */
   limit?: number;
   biases?: ExpertBiases;
+  /**
+   * int4: mean square of each input seen on calibration data, float32: `hidden` `[d]` of gate and up, `intermediate`
+   * `[f]` of down. What an error of a weight is multiplied by in the search. Turns `search` on.
+   */
+  calibration?: { hidden?: TensorLike | Float32Array; intermediate?: TensorLike | Float32Array };
+  /** Sources of type float8_e4m3: factors of their blocks of 128 x 128 (DeepSeek-V3's `weight_scale_inv`). */
+  scales?: ExpertScales;
 }
 
 /** Packed weights of a layer's experts; made by {@link packExperts}. */
@@ -131,7 +146,7 @@ export class ExpertWeights extends Handle<ReferenceBank> {
   }
 }
 
-interface BankShape {
+export interface BankShape {
   experts: number;
   hidden: number;
   intermediate: number;
@@ -139,17 +154,17 @@ interface BankShape {
 }
 
 interface Matrices {
-  type: FloatType;
+  type: SourceType;
   rows: number;
   columns: number;
-  data: (Float32Array | Uint16Array)[];
+  data: SourceData[];
 }
 
 /** Splits a stacked tensor or checks a list: the same type and `[rows, columns]` for each expert. */
 function matricesOf(value: Stacked, name: string): Matrices {
   if (Array.isArray(value)) {
     if (value.length === 0) throw new HeddleError('ERR_SHAPE', `${name}: at least one expert is needed`);
-    const tensors = value.map((v, i) => asTensor(v as TensorLike, `${name}[${i}]`, FLOAT_TYPES, 2));
+    const tensors = value.map((v, i) => asTensor(v as TensorLike, `${name}[${i}]`, SOURCE_TYPES, 2));
     const [first] = tensors;
     for (const [i, t] of tensors.entries()) {
       if (t.type !== first.type)
@@ -168,7 +183,7 @@ function matricesOf(value: Stacked, name: string): Matrices {
       data: tensors.map((t) => t.data),
     };
   }
-  const t = asTensor(value as TensorLike, name, FLOAT_TYPES, 3);
+  const t = asTensor(value as TensorLike, name, SOURCE_TYPES, 3);
   const [experts, rows, columns] = t.dims;
   if (experts === 0) throw new HeddleError('ERR_SHAPE', `${name}: at least one expert is needed`);
   const size = rows * columns;
@@ -194,13 +209,13 @@ function biasesOf(
 }
 
 /** Everything the boundary needs: pointers per expert and shared strides (native/binding/experts.cpp). */
-interface Layout {
+export interface Layout {
   shape: BankShape;
-  source: FloatType;
-  gate: (Float32Array | Uint16Array)[] | null;
-  up: (Float32Array | Uint16Array)[];
+  source: SourceType;
+  gate: SourceData[] | null;
+  up: SourceData[];
   upStrides: [n: number, k: number];
-  down: (Float32Array | Uint16Array)[];
+  down: SourceData[];
   downStrides: [n: number, k: number];
 }
 
@@ -270,13 +285,18 @@ const PACK_OPTIONS: ReadonlySet<string> = new Set([
   'alpha',
   'limit',
   'biases',
+  'symmetric',
+  'search',
+  'calibration',
+  'scales',
   'backend',
   'threads',
   'signal',
 ]);
+const CALIBRATION_KEYS: ReadonlySet<string> = new Set(['hidden', 'intermediate']);
 const BIAS_KEYS: ReadonlySet<string> = new Set(['gate', 'up', 'gateUp', 'down']);
 
-type Biases = [Float32Array[] | null, Float32Array[] | null, Float32Array[] | null];
+export type Biases = [Float32Array[] | null, Float32Array[] | null, Float32Array[] | null];
 
 function biasLists(b: ExpertBiases | undefined, shape: BankShape, interleaved: boolean): Biases {
   if (b === undefined) return [null, null, null];
@@ -301,52 +321,6 @@ function biasLists(b: ExpertBiases | undefined, shape: BankShape, interleaved: b
   return [gate, up, down];
 }
 
-function referenceMatrix(
-  m: Float32Array | Uint16Array,
-  source: FloatType,
-  n: number,
-  k: number,
-  [ns, ks]: [number, number],
-  type: WeightType,
-  group: number,
-): ReferenceMatrix {
-  const all = decodeFloats(m, source);
-  const rows = Array.from({ length: n }, (_, i) =>
-    dequantizedRow(
-      Float32Array.from({ length: k }, (_, j) => all[i * ns + j * ks]),
-      type,
-      group,
-    ),
-  );
-  return { type, group, n, k, rows };
-}
-
-const packOp: Op = {
-  name: 'packExperts',
-  reference: () => 0, // the reference's arrays are made by packReference
-};
-
-function packReference(
-  bank: ReferenceBank,
-  l: Layout,
-  [gb, ub, db]: Biases,
-  type: WeightType,
-  group: number,
-): void {
-  const { experts, hidden: d, intermediate: f } = l.shape;
-  for (let e = 0; e < experts; e++) {
-    bank.experts.push({
-      gate:
-        l.gate === null ? undefined : referenceMatrix(l.gate[e], l.source, f, d, l.upStrides, type, group),
-      up: referenceMatrix(l.up[e], l.source, f, d, l.upStrides, type, group),
-      down: referenceMatrix(l.down[e], l.source, d, f, l.downStrides, type, group),
-      gateBias: gb?.[e].slice(),
-      upBias: ub?.[e].slice(),
-      downBias: db?.[e].slice(),
-    });
-  }
-}
-
 function preparePack(sources: ExpertSources, options: (PackExpertsOptions & OpOptions) | undefined) {
   const o = options ?? {};
   checkOptions(o, PACK_OPTIONS, 'packExperts');
@@ -356,9 +330,15 @@ function preparePack(sources: ExpertSources, options: (PackExpertsOptions & OpOp
     throw new HeddleError('ERR_SHAPE', `experts of size ${hidden} x ${intermediate} have no weights`);
   const [type, group] = weightOptions(o.type, o.groupSize, l.source, [hidden, intermediate]);
   const biases = biasLists(o.biases, l.shape, sources.interleaved === true);
+  checkOptions(o.calibration, CALIBRATION_KEYS, 'calibration');
+  const meanSquares = [
+    meanSquareOf(o.calibration?.hidden, hidden, 'calibration.hidden'),
+    meanSquareOf(o.calibration?.intermediate, intermediate, 'calibration.intermediate'),
+  ];
+  const calibrated = meanSquares.some((m) => m !== null);
+  const { symmetric, search } = roundingOf(o, type, calibrated);
+  const scales = scaleLists(o.scales, sources, l);
   const weights = new ExpertWeights(l.shape, o, type, group, o.backend);
-  if (weights.backend === 'reference')
-    packReference(weights.use(undefined) as ReferenceBank, l, biases, type, group);
   const args = [
     weights.use(undefined),
     group,
@@ -369,23 +349,31 @@ function preparePack(sources: ExpertSources, options: (PackExpertsOptions & OpOp
     l.down,
     ...l.downStrides,
     ...biases,
+    symmetric,
+    search,
+    ...meanSquares,
+    scales.gate,
+    scales.up,
+    scales.upRow0,
+    scales.down,
   ];
-  return { weights, args };
+  return { weights, args, op: packOpOf(l, biases, scales, type) };
 }
 
 /**
  * Packs the experts of a layer once for many forwards. The sources are not kept.
  *
- * @param sources weights as the checkpoint stores them, float32, bfloat16 or float16
+ * @param sources weights as the checkpoint stores them, float32, bfloat16, float16 or float8_e4m3
  * @throws HeddleError `ERR_SHAPE` when expert shapes do not fit each other, `ERR_DTYPE`, `ERR_OPTION` (for example
- *   a group size that does not divide), `ERR_ARGUMENT`, `ERR_MEMORY`, `ERR_ABORTED`
+ *   a group size that does not divide), `ERR_VALUE` for a weight that is NaN or infinite where the packed type cannot
+ *   hold it, `ERR_ARGUMENT`, `ERR_MEMORY`, `ERR_ABORTED`
  */
 export async function packExperts(
   sources: ExpertSources,
   options?: PackExpertsOptions & AsyncOpOptions,
 ): Promise<ExpertWeights> {
-  const { weights, args } = preparePack(sources, options);
-  await call(packOp, args, { ...options, backend: weights.backend });
+  const { weights, args, op } = preparePack(sources, options);
+  await call(op, args, { ...options, backend: weights.backend });
   weights.account();
   return weights;
 }
@@ -395,8 +383,8 @@ export function packExpertsSync(
   sources: ExpertSources,
   options?: PackExpertsOptions & OpOptions,
 ): ExpertWeights {
-  const { weights, args } = preparePack(sources, options);
-  callSync(packOp, args, { ...options, backend: weights.backend });
+  const { weights, args, op } = preparePack(sources, options);
+  callSync(op, args, { ...options, backend: weights.backend });
   weights.account();
   return weights;
 }

@@ -33,7 +33,7 @@ namespace {
 // The dot product file is compiled for both extensions, so it is used where both are.
 bool has_dot(Isa isa, PackType type) {
   const CpuFeatures& f = cpu_features();
-  return isa == Isa::kAvx512 && type != PackType::kFloat32 && f.avx512_bf16 && f.avx512_vnni;
+  return isa == Isa::kAvx512 && type != PackType::kFloat32 && type != PackType::kFloat8 && f.avx512_bf16 && f.avx512_vnni;
 }
 
 }  // namespace
@@ -67,7 +67,8 @@ const LinearStages& linear_stages(Isa isa) {
 Operand operand_kind(Isa isa, PackType type) {
   const bool dot = has_dot(isa, type);
   switch (type) {
-    case PackType::kFloat32: return Operand::kFloat32;
+    case PackType::kFloat32:
+    case PackType::kFloat8: return Operand::kFloat32;
     case PackType::kBFloat16: return dot ? Operand::kBFloat16 : Operand::kFloat32Pair;
     case PackType::kInt8: return dot ? Operand::kUint8 : Operand::kIntFloat;
     default: return dot ? Operand::kInt8 : Operand::kIntFloat;
@@ -80,12 +81,14 @@ void fill_tile(TileCall& t, Operand kind, const PackedMatrix& m, int64_t p, cons
   t.steps = m.steps;
   if (m.type == PackType::kFloat32 || m.type == PackType::kBFloat16) return;
   const int64_t groups = m.groups();
+  t.group_steps = m.group ? m.group / pack_unit(m.type) : m.steps;
+  if (m.scale) t.b_scale = m.scale.as<float>() + p * groups * kPanel;
+  if (kind == Operand::kFloat32) return;
   const int64_t value_bytes = kind == Operand::kIntFloat ? 4 : 1;  // the scales lie behind the values
   t.a_scale = reinterpret_cast<const float*>(operand + m.steps * pack_unit(m.type) * value_bytes * rows);
   t.a_sum = reinterpret_cast<const int32_t*>(t.a_scale + groups * rows);
-  t.group_steps = m.group ? m.group / pack_unit(m.type) : m.steps;
-  if (m.scale) t.b_scale = m.scale.as<float>() + p * groups * kPanel;
   if (m.zero) t.b_sum = m.zero.as<int32_t>() + p * kPanel;
+  if (m.point) t.b_zero = m.point.as<uint8_t>() + p * groups * kPanel;
   if (m.exponent) t.b_exponent = m.exponent.as<uint8_t>() + p * groups * kPanel;
 }
 
@@ -97,7 +100,7 @@ int64_t operand_row_bytes(Operand kind, const PackedMatrix& m) {
     case Operand::kBFloat16: return padded * 2;
     case Operand::kUint8: return padded + 4 + 4;
     case Operand::kInt8: return padded + m.groups() * 8;
-    case Operand::kIntFloat: return padded * 4 + m.groups() * 4;
+    case Operand::kIntFloat: return padded * 4 + m.groups() * 8;
   }
   return 0;
 }
