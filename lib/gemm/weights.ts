@@ -2,7 +2,7 @@ import { DTYPE_CODE, type FloatType, readFloat } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { decodeE4M3 } from '../reference/gemm/codes.ts';
 import { BLOCK, dequantizedRows, type Rounding, type WeightType } from '../reference/gemm/quantize.ts';
-import { asTensor, type TensorLike } from '../tensor.ts';
+import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
 
 /** Element types that weights may come in. */
 export type SourceType = FloatType | 'float8_e4m3';
@@ -112,6 +112,11 @@ export interface MatrixSource {
   row0?: number;
 }
 
+/** A row-major matrix without scales. */
+export function matrixSource(w: Tensor<SourceType>, n: number, k: number): MatrixSource {
+  return { data: w.data, code: DTYPE_CODE[w.type], n, k, strides: [k, 1] };
+}
+
 function valueAt(s: MatrixSource, row: number, column: number): number {
   const i = row * s.strides[0] + column * s.strides[1];
   if (s.code !== DTYPE_CODE.float8_e4m3) return readFloat(s.data, s.code, i);
@@ -121,14 +126,14 @@ function valueAt(s: MatrixSource, row: number, column: number): number {
 }
 
 /** All rows as float32 values. */
-function decodeRows(s: MatrixSource): Float32Array[] {
+export function decodeRows(s: MatrixSource): Float32Array[] {
   return Array.from({ length: s.n }, (_, r) =>
     Float32Array.from({ length: s.k }, (_, c) => valueAt(s, r, c)),
   );
 }
 
 /** Index (row * k + column) of the first weight that `type` cannot hold, or -1. */
-function firstUnfit(rows: readonly Float32Array[], type: WeightType): number {
+export function unfitIndex(rows: readonly Float32Array[], type: WeightType): number {
   if (type === 'float32' || type === 'bfloat16') return -1;
   for (const [r, row] of rows.entries()) {
     const c = row.findIndex((v) => !Number.isFinite(v));
@@ -145,7 +150,7 @@ export function packReference(
   rounding: Rounding,
 ): Float32Array[] | number {
   const rows = decodeRows(s);
-  const unfit = firstUnfit(rows, type);
+  const unfit = unfitIndex(rows, type);
   if (unfit >= 0) return unfit + 1;
   // float8 codes stay what they are, with their own blocks.
   if (type === 'float8' && s.code === DTYPE_CODE.float8_e4m3) return rows;
