@@ -12,6 +12,7 @@ export {
   packExpertsSync,
   type Stacked,
 } from './experts.ts';
+export type { ExpertScales } from './expertWeights.ts';
 export { MoELayer, type MoELayerOptions } from './layer.ts';
 export type { RouterOptions, RouterScore } from './routerOptions.ts';
 export {

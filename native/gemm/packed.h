@@ -138,7 +138,7 @@ enum class Operand : int32_t {
   kFloat32Pair,  // [k/2][rows][2] floats: bf16 weights widened in registers
   kBFloat16,     // [k/2][rows][2] bf16: bf16 dot product instruction
   kUint8,        // [k/4][rows][4] q + 128, then scale [rows]; q = round(x / scale), scale = max|x| / 127 per row
-  kInt8,         // [k/4][rows][4] q, then scale [groups][rows], then sum [groups][rows]; scale per group of k
+  kInt8,         // [k/4][rows][4] q, then scale [groups][rows], then sum [groups][rows]; scale per group of k (or row)
   kIntFloat,     // [k][rows] q as floats, then scale and sum as kInt8: without an integer dot product instruction
 };
 Operand operand_kind(Isa isa, PackType type);

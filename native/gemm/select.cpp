@@ -1,6 +1,7 @@
 // Which tile products and operand an instruction set uses for a type.
 #include "gemm/linear.h"
 #include "gemm/packed.h"
+#include "simd/simd.h"
 
 namespace heddle {
 
@@ -22,6 +23,15 @@ namespace neon {
 const TileKernels& region_kernels(PackType type);
 const LinearStages& linear_stages();
 }
+namespace neon_sdot {
+const TileKernels& dot_kernels(PackType type);
+}
+namespace neon_smmla {
+const TileKernels& dot_kernels(PackType type);
+}
+namespace neon_bfdot {
+const TileKernels& dot_kernels();
+}
 #endif
 namespace scalar {
 const TileKernels& region_kernels(PackType type);
@@ -30,11 +40,23 @@ const LinearStages& linear_stages();
 
 namespace {
 
-// The dot product file is compiled for both extensions, so it is used where both are.
+// Whether a dot product instruction serves this type. On x86 one file is compiled for both extensions, so it is used
+// where both are; on Arm each stands alone.
 bool has_dot(Isa isa, PackType type) {
   const CpuFeatures& f = cpu_features();
+#if defined(HEDDLE_ARM_DOT)
+  if (isa == Isa::kNeon && type == PackType::kBFloat16) return f.arm_bf16;
+  if (isa == Isa::kNeon) return f.arm_dotprod && type != PackType::kFloat32 && type != PackType::kFloat8;
+#endif
   return isa == Isa::kAvx512 && type != PackType::kFloat32 && type != PackType::kFloat8 && f.avx512_bf16 && f.avx512_vnni;
 }
+
+#if defined(HEDDLE_ARM_DOT)
+const TileKernels& arm_dot_kernels(PackType type) {
+  if (type == PackType::kBFloat16) return neon_bfdot::dot_kernels();
+  return cpu_features().arm_i8mm ? neon_smmla::dot_kernels(type) : neon_sdot::dot_kernels(type);
+}
+#endif
 
 }  // namespace
 
@@ -45,7 +67,11 @@ const TileKernels& tile_kernels(Isa isa, PackType type) {
     case Isa::kAvx2: return avx2::region_kernels(type);
 #endif
 #if defined(__aarch64__) || defined(_M_ARM64)
+#if defined(HEDDLE_ARM_DOT)
+    case Isa::kNeon: return has_dot(isa, type) ? arm_dot_kernels(type) : neon::region_kernels(type);
+#else
     case Isa::kNeon: return neon::region_kernels(type);
+#endif
 #endif
     default: return scalar::region_kernels(type);
   }
@@ -70,7 +96,7 @@ Operand operand_kind(Isa isa, PackType type) {
     case PackType::kFloat32:
     case PackType::kFloat8: return Operand::kFloat32;
     case PackType::kBFloat16: return dot ? Operand::kBFloat16 : Operand::kFloat32Pair;
-    case PackType::kInt8: return dot ? Operand::kUint8 : Operand::kIntFloat;
+    case PackType::kInt8: return !dot ? Operand::kIntFloat : isa == Isa::kNeon ? Operand::kInt8 : Operand::kUint8;
     default: return dot ? Operand::kInt8 : Operand::kIntFloat;
   }
 }
