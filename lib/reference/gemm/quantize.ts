@@ -69,11 +69,12 @@ function int4Group(w: Float32Array, r: Rounding, first: number): [number, number
   for (let step = SEARCH_STEPS; step >= SEARCH_LAST; step--) {
     const [scale, zero] = int4Candidate(low, high, r.symmetric, step);
     if (!(scale > 0)) break;
-    let error = 0;
+    const sums = [0, 0, 0, 0]; // as the native packer adds them up
     for (let i = 0; i < w.length; i++) {
       const d = w[i] - scale * (int4Code(w[i], scale, zero) - zero);
-      error += (r.meanSquare === null ? 1 : r.meanSquare[first + i]) * (d * d);
+      sums[i % 4] += (r.meanSquare === null ? 1 : r.meanSquare[first + i]) * (d * d);
     }
+    const error = sums[0] + sums[1] + (sums[2] + sums[3]);
     if (error < least) {
       least = error;
       best = [scale, zero];
