@@ -9,22 +9,27 @@ import { expectRejection, expectThrow } from './helpers/errors.ts';
 testCases(linearCases);
 
 describe.each(nativeVariants())('linear on $name', ({ use }) => {
-  it.each(['float32', 'bfloat16', 'int8', 'int4', 'mxfp4'] as const)(
-    '%s: a row alone has the bits it has in a batch',
-    (type) => {
-      use();
-      const random = new Random(77);
-      const [rows, n, k] = [61, 70, 128];
-      const w = packMatrixSync(new Tensor('float32', random.normals(n * k), [n, k]), { type });
-      const x = random.normals(rows * k);
-      const all = linearSync(new Tensor('float32', x, [rows, k]), w).data as Float32Array;
-      for (let r = 0; r < rows; r++) {
-        const one = linearSync(new Tensor('float32', x.slice(r * k, (r + 1) * k), [1, k]), w)
-          .data as Float32Array;
-        expect(one).toEqual(all.slice(r * n, (r + 1) * n));
-      }
-    },
-  );
+  it.each([
+    { type: 'float32' },
+    { type: 'bfloat16' },
+    { type: 'int8' },
+    { type: 'int4' },
+    { type: 'int4', symmetric: false },
+    { type: 'mxfp4' },
+    { type: 'float8' },
+  ] as const)('$type, symmetric $symmetric: a row alone has the bits it has in a batch', (options) => {
+    use();
+    const random = new Random(77);
+    const [rows, n, k] = [61, 70, 128];
+    const w = packMatrixSync(new Tensor('float32', random.normals(n * k), [n, k]), options);
+    const x = random.normals(rows * k);
+    const all = linearSync(new Tensor('float32', x, [rows, k]), w).data as Float32Array;
+    for (let r = 0; r < rows; r++) {
+      const one = linearSync(new Tensor('float32', x.slice(r * k, (r + 1) * k), [1, k]), w)
+        .data as Float32Array;
+      expect(one).toEqual(all.slice(r * n, (r + 1) * n));
+    }
+  });
 });
 
 describe('packMatrix and linear refuse bad input', () => {

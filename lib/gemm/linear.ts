@@ -1,5 +1,5 @@
 import type { Addon } from '../backend.ts';
-import { DTYPE_CODE, decodeFloats, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { Handle } from '../handle.ts';
 import {
@@ -18,8 +18,19 @@ import {
   linearReference,
   type ReferenceMatrix,
 } from '../reference/gemm/linear.ts';
-import { dequantizedRow, type WeightType } from '../reference/gemm/quantize.ts';
+import type { WeightType } from '../reference/gemm/quantize.ts';
 import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import {
+  blockScaleOf,
+  meanSquareOf,
+  packReference,
+  type RoundingOptions,
+  roundingOf,
+  SOURCE_TYPES,
+  type SourceData,
+  type SourceType,
+  unfitError,
+} from './weights.ts';
 
 export type { LinearActivation, WeightType };
 
@@ -30,25 +41,34 @@ export const WEIGHT_CODE: Readonly<Record<WeightType, number>> = {
   int8: 2,
   int4: 3,
   mxfp4: 4,
+  float8: 5,
 };
 export const WEIGHT_TYPES = Object.keys(WEIGHT_CODE) as WeightType[];
 export const FLOAT_TYPES: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
 
-export interface PackMatrixOptions {
-  /** How the weights are stored. Default: the source's type (float16 becomes float32). */
+export interface PackMatrixOptions extends RoundingOptions {
+  /** How the weights are stored. Default: the source's type (float16 becomes float32, float8_e4m3 is float8). */
   type?: WeightType;
   /** k values per scale: int4 32, 64 or 128 (default 32), MXFP4 32. Must divide the number of inputs. */
   groupSize?: number;
+  /**
+   * int4: mean square of each input, float32 `[inputs]`, seen on calibration data: what an error of a weight is
+   * multiplied by in the search. Turns `search` on.
+   */
+  calibration?: TensorLike | Float32Array;
+  /** Sources of type float8_e4m3: float32 factors of blocks of 128 x 128 (DeepSeek-V3's `weight_scale_inv`). */
+  scale?: TensorLike;
 }
 
 /** Checks `type` and `groupSize` against k; returns [type, group]. */
 export function weightOptions(
   type: WeightType | undefined,
   groupSize: number | undefined,
-  source: FloatType,
+  source: SourceType,
   ks: readonly number[],
 ): [WeightType, number] {
-  const t = optionChoice(type, WEIGHT_TYPES, source === 'bfloat16' ? 'bfloat16' : 'float32', 'type');
+  const natural = source === 'bfloat16' ? 'bfloat16' : source === 'float8_e4m3' ? 'float8' : 'float32';
+  const t = optionChoice(type, WEIGHT_TYPES, natural, 'type');
   if (t !== 'int4' && t !== 'mxfp4') {
     if (groupSize !== undefined) {
       throw new HeddleError('ERR_OPTION', `groupSize needs type int4 or mxfp4, got type ${t}`);
@@ -107,38 +127,74 @@ const packOp: Op = {
   reference: (
     matrix: ReferenceMatrix,
     _type: number,
-    source: Float32Array | Uint16Array,
+    source: SourceData,
     code: number,
     n: number,
     k: number,
-    _ns: number,
-    _ks: number,
+    ns: number,
+    ks: number,
     group: number,
+    symmetric: boolean,
+    search: boolean,
+    meanSquare: Float32Array | null,
+    scale: Float32Array | null,
   ) => {
-    const type = (Object.keys(DTYPE_CODE) as FloatType[]).find((t) => DTYPE_CODE[t] === code) as FloatType;
-    const all = decodeFloats(source, type);
-    for (let i = 0; i < n; i++)
-      matrix.rows.push(dequantizedRow(all.subarray(i * k, (i + 1) * k), matrix.type, group));
+    const rounding = { symmetric, search, meanSquare };
+    const strides: [number, number] = [ns, ks];
+    const rows = packReference({ data: source, code, n, k, strides, scale }, matrix.type, group, rounding);
+    if (typeof rows === 'number') return rows;
+    matrix.rows = rows;
     return 0;
+  },
+  invalid: (index, args) => {
+    const [, type, data, code, n, k, ns, ks, , , , , scale] = args;
+    const row = Math.floor(index / k);
+    const name = WEIGHT_TYPES.find((t) => WEIGHT_CODE[t] === type) as WeightType;
+    const source = { data, code, n, k, strides: [ns, ks] as [number, number], scale };
+    return unfitError('weight', source, row, index % k, name);
   },
 };
 
-const PACK_OPTIONS: ReadonlySet<string> = new Set(['type', 'groupSize', 'backend', 'threads', 'signal']);
+const PACK_OPTIONS: ReadonlySet<string> = new Set([
+  'type',
+  'groupSize',
+  'symmetric',
+  'search',
+  'calibration',
+  'scale',
+  'backend',
+  'threads',
+  'signal',
+]);
 
 function preparePack(weight: TensorLike, options: (PackMatrixOptions & OpOptions) | undefined) {
   checkOptions(options, PACK_OPTIONS, 'packMatrix');
-  const w = asTensor(weight, 'weight', FLOAT_TYPES, 2);
+  const w = asTensor(weight, 'weight', SOURCE_TYPES, 2);
   const [n, k] = w.dims;
   const [type, group] = weightOptions(options?.type, options?.groupSize, w.type, [k]);
+  const meanSquare = meanSquareOf(options?.calibration, k, 'calibration');
+  const { symmetric, search } = roundingOf(options ?? {}, type, meanSquare !== null);
+  const scale = blockScaleOf(options?.scale, w.type, n, k, 'scale');
   const matrix = new PackedMatrix(n, k, type, group, options?.backend);
-  const args = [matrix.use(undefined), WEIGHT_CODE[type], w.data, DTYPE_CODE[w.type], n, k, k, 1, group];
+  const source = [w.data, DTYPE_CODE[w.type], n, k, k, 1];
+  const args = [
+    matrix.use(undefined),
+    WEIGHT_CODE[type],
+    ...source,
+    group,
+    symmetric,
+    search,
+    meanSquare,
+    scale,
+  ];
   return { matrix, args };
 }
 
 /**
  * Packs a weight matrix once for many products.
- * @param weight `[outputs, inputs]` float32, bfloat16 or float16, as on the hub; not kept
- * @throws HeddleError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_OPTION`, `ERR_MEMORY`
+ * @param weight `[outputs, inputs]` float32, bfloat16, float16 or float8_e4m3, as on the hub; not kept
+ * @throws HeddleError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_OPTION`, `ERR_MEMORY`, `ERR_VALUE` for a weight that is NaN or
+ *   infinite where the packed type cannot hold it (float32 and bfloat16 carry it through)
  */
 export async function packMatrix(
   weight: TensorLike,

@@ -1,8 +1,16 @@
 import type { Addon } from '../backend.ts';
-import { DTYPE_CODE, decodeFloats, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { FLOAT_TYPES, outputTensor, WEIGHT_CODE, weightOptions } from '../gemm/linear.ts';
 import { checkMxfp4, isMxfp4, type Mxfp4Blocks } from '../gemm/mxfp4.ts';
+import {
+  meanSquareOf,
+  type RoundingOptions,
+  roundingOf,
+  SOURCE_TYPES,
+  type SourceData,
+  type SourceType,
+} from '../gemm/weights.ts';
 import { Handle } from '../handle.ts';
 import {
   type AsyncOpOptions,
@@ -15,11 +23,10 @@ import {
   optionNumber,
 } from '../op.ts';
 import { ACTIVATIONS, type Activation } from '../reference/gemm/activation.ts';
-import type { ReferenceMatrix } from '../reference/gemm/linear.ts';
-import { decodeMxfp4 } from '../reference/gemm/mxfp4.ts';
-import { dequantizedRow, type WeightType } from '../reference/gemm/quantize.ts';
+import type { WeightType } from '../reference/gemm/quantize.ts';
 import { expertsForwardReference, type ReferenceBank } from '../reference/moe/expertsForward.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { type ExpertScales, packOpOf, scaleLists } from './expertWeights.ts';
 import type { Routing } from './routeTopK.ts';
 
 export type { Activation };
@@ -56,10 +63,10 @@ export interface ExpertBiases {
   down?: TensorLike;
 }
 
-export interface PackExpertsOptions {
+export interface PackExpertsOptions extends RoundingOptions {
   /**
-   * How the weights are stored. Default: the sources' type (float16 becomes float32). MXFP4 sources packed as
-   * `'mxfp4'` keep their bits.
+   * How the weights are stored. Default: the sources' type (float16 becomes float32, float8_e4m3 is float8). MXFP4
+   * sources packed as `'mxfp4'` keep their bits.
    */
   type?: WeightType;
   /** k values per scale: int4 32, 64 or 128 (default 32), MXFP4 32. Must divide d and f. */
@@ -71,6 +78,13 @@ export interface PackExpertsOptions {
   /** Clamp of clamped SwiGLU. Default 7. */
   limit?: number;
   biases?: ExpertBiases;
+  /**
+   * int4: mean square of each input seen on calibration data, float32: `hidden` `[d]` of gate and up, `intermediate`
+   * `[f]` of down. What an error of a weight is multiplied by in the search. Turns `search` on.
+   */
+  calibration?: { hidden?: TensorLike | Float32Array; intermediate?: TensorLike | Float32Array };
+  /** Sources of type float8_e4m3: factors of their blocks of 128 x 128 (DeepSeek-V3's `weight_scale_inv`). */
+  scales?: ExpertScales;
 }
 
 /** Packed weights of a layer's experts; made by {@link packExperts}. */
@@ -161,16 +175,16 @@ export interface BankShape {
   gated: boolean;
 }
 
-type SourceType = FloatType | 'mxfp4';
-type SourceData = Float32Array | Uint16Array | Uint8Array;
+/** @internal */
+export type ExpertSourceType = SourceType | 'mxfp4';
 
 interface Matrices {
-  type: SourceType;
+  type: ExpertSourceType;
   rows: number;
   columns: number;
   data: SourceData[];
   /** e8m0 of MXFP4 sources. */
-  scales?: Uint8Array[];
+  exponents?: Uint8Array[];
 }
 
 /** Splits a stacked tensor or checks a list: the same type and `[rows, columns]` for each expert. */
@@ -183,11 +197,11 @@ function matricesOf(value: Stacked, name: string): Matrices {
       const size = data.length / experts;
       return Array.from({ length: experts }, (_, e) => data.subarray(e * size, (e + 1) * size));
     };
-    return { type: 'mxfp4', rows, columns, data: part(m.blocks), scales: part(m.scales) };
+    return { type: 'mxfp4', rows, columns, data: part(m.blocks), exponents: part(m.scales) };
   }
   if (Array.isArray(value)) {
     if (value.length === 0) throw new HeddleError('ERR_SHAPE', `${name}: at least one expert is needed`);
-    const tensors = value.map((v, i) => asTensor(v as TensorLike, `${name}[${i}]`, FLOAT_TYPES, 2));
+    const tensors = value.map((v, i) => asTensor(v as TensorLike, `${name}[${i}]`, SOURCE_TYPES, 2));
     const [first] = tensors;
     for (const [i, t] of tensors.entries()) {
       if (t.type !== first.type)
@@ -206,7 +220,7 @@ function matricesOf(value: Stacked, name: string): Matrices {
       data: tensors.map((t) => t.data),
     };
   }
-  const t = asTensor(value as TensorLike, name, FLOAT_TYPES, 3);
+  const t = asTensor(value as TensorLike, name, SOURCE_TYPES, 3);
   const [experts, rows, columns] = t.dims;
   if (experts === 0) throw new HeddleError('ERR_SHAPE', `${name}: at least one expert is needed`);
   const size = rows * columns;
@@ -232,16 +246,16 @@ function biasesOf(
 }
 
 /** Everything the boundary needs: pointers per expert and shared strides (native/binding/experts.cpp). */
-interface Layout {
+export interface Layout {
   shape: BankShape;
-  source: SourceType;
+  source: ExpertSourceType;
   gate: SourceData[] | null;
   up: SourceData[];
   upStrides: [n: number, k: number];
   down: SourceData[];
   downStrides: [n: number, k: number];
   /** MXFP4: exponents of gate, up and down; their row stride is a 16th of the blocks' (16 bytes a block). */
-  scales: [Uint8Array[] | null, Uint8Array[] | null, Uint8Array[] | null];
+  exponents: [Uint8Array[] | null, Uint8Array[] | null, Uint8Array[] | null];
 }
 
 /** @internal */
@@ -292,9 +306,9 @@ export function layoutOf(s: ExpertSources): Layout {
       gate: both.data,
       up: both.data.map((m) => m.subarray(offset)),
       upStrides: [s.interleaved ? 2 * n : n, k],
-      scales: both.scales
-        ? [both.scales, both.scales.map((m) => m.subarray(offset / 16)), down.scales ?? null]
-        : NO_SCALES,
+      exponents: both.exponents
+        ? [both.exponents, both.exponents.map((m) => m.subarray(offset / 16)), down.exponents ?? null]
+        : NO_EXPONENTS,
     };
   }
   if (s.up === undefined) throw new HeddleError('ERR_ARGUMENT', 'up: required (or gateUp)');
@@ -307,11 +321,11 @@ export function layoutOf(s: ExpertSources): Layout {
     gate: gate?.data ?? null,
     up: up.data,
     upStrides: strides(intermediate),
-    scales: up.scales ? [gate?.scales ?? null, up.scales, down.scales ?? null] : NO_SCALES,
+    exponents: up.exponents ? [gate?.exponents ?? null, up.exponents, down.exponents ?? null] : NO_EXPONENTS,
   };
 }
 
-const NO_SCALES: Layout['scales'] = [null, null, null];
+const NO_EXPONENTS: Layout['exponents'] = [null, null, null];
 const SOURCE_KEYS: ReadonlySet<string> = new Set(['gate', 'up', 'gateUp', 'interleaved', 'down', 'layout']);
 const PACK_OPTIONS: ReadonlySet<string> = new Set([
   'type',
@@ -320,13 +334,18 @@ const PACK_OPTIONS: ReadonlySet<string> = new Set([
   'alpha',
   'limit',
   'biases',
+  'symmetric',
+  'search',
+  'calibration',
+  'scales',
   'backend',
   'threads',
   'signal',
 ]);
+const CALIBRATION_KEYS: ReadonlySet<string> = new Set(['hidden', 'intermediate']);
 const BIAS_KEYS: ReadonlySet<string> = new Set(['gate', 'up', 'gateUp', 'down']);
 
-type Biases = [Float32Array[] | null, Float32Array[] | null, Float32Array[] | null];
+export type Biases = [Float32Array[] | null, Float32Array[] | null, Float32Array[] | null];
 
 /** @internal */
 export function biasLists(b: ExpertBiases | undefined, shape: BankShape, interleaved: boolean): Biases {
@@ -352,67 +371,6 @@ export function biasLists(b: ExpertBiases | undefined, shape: BankShape, interle
   return [gate, up, down];
 }
 
-function referenceMatrix(
-  m: SourceData,
-  scales: Uint8Array | undefined,
-  source: SourceType,
-  n: number,
-  k: number,
-  [ns, ks]: [number, number],
-  type: WeightType,
-  group: number,
-): ReferenceMatrix {
-  if (source === 'mxfp4') {
-    const bytes = m as Uint8Array;
-    const rows = Array.from({ length: n }, (_, i) => {
-      const from = i * ns;
-      const block = bytes.subarray(from, from + k / 2);
-      const row = decodeMxfp4(block, (scales as Uint8Array).subarray(from / 16, (from + k / 2) / 16));
-      return type === 'mxfp4' ? row : dequantizedRow(row, type, group);
-    });
-    return { type, group, n, k, rows };
-  }
-  const all = decodeFloats(m, source);
-  const rows = Array.from({ length: n }, (_, i) =>
-    dequantizedRow(
-      Float32Array.from({ length: k }, (_, j) => all[i * ns + j * ks]),
-      type,
-      group,
-    ),
-  );
-  return { type, group, n, k, rows };
-}
-
-const packOp: Op = {
-  name: 'packExperts',
-  reference: () => 0, // the reference's arrays are made by packReference
-};
-
-function packReference(
-  bank: ReferenceBank,
-  l: Layout,
-  [gb, ub, db]: Biases,
-  type: WeightType,
-  group: number,
-  first: number,
-): void {
-  const { experts, hidden: d, intermediate: f } = l.shape;
-  const [gs, us, ds] = l.scales;
-  for (let e = 0; e < experts; e++) {
-    bank.experts[first + e] = {
-      gate:
-        l.gate === null
-          ? undefined
-          : referenceMatrix(l.gate[e], gs?.[e], l.source, f, d, l.upStrides, type, group),
-      up: referenceMatrix(l.up[e], us?.[e], l.source, f, d, l.upStrides, type, group),
-      down: referenceMatrix(l.down[e], ds?.[e], l.source, d, f, l.downStrides, type, group),
-      gateBias: gb?.[e].slice(),
-      upBias: ub?.[e].slice(),
-      downBias: db?.[e].slice(),
-    };
-  }
-}
-
 function preparePack(sources: ExpertSources, options: (PackExpertsOptions & OpOptions) | undefined) {
   const o = options ?? {};
   checkOptions(o, PACK_OPTIONS, 'packExperts');
@@ -422,13 +380,13 @@ function preparePack(sources: ExpertSources, options: (PackExpertsOptions & OpOp
     throw new HeddleError('ERR_SHAPE', `experts of size ${hidden} x ${intermediate} have no weights`);
   const [type, group] = expertWeightOptions(o, l.source, hidden, intermediate);
   const weights = new ExpertWeights(l.shape, o, type, group, o.backend);
-  return { weights, args: packArgs(weights, l, o.biases, sources.interleaved === true, 0) };
+  return { weights, ...packCall(weights, l, o, sources, 0) };
 }
 
 /** @internal Type and group of packed experts; MXFP4 sources stay MXFP4 unless told otherwise. */
 export function expertWeightOptions(
   o: Pick<PackExpertsOptions, 'type' | 'groupSize'>,
-  source: SourceType,
+  source: ExpertSourceType,
   hidden: number,
   intermediate: number,
 ): [WeightType, number] {
@@ -436,18 +394,25 @@ export function expertWeightOptions(
   return weightOptions(type, o.groupSize, float, [hidden, intermediate]);
 }
 
-function packArgs(
+function packCall(
   weights: ExpertWeights,
   l: Layout,
-  b: ExpertBiases | undefined,
-  interleaved: boolean,
+  o: Pick<PackExpertsOptions, 'biases' | 'calibration' | 'symmetric' | 'search' | 'scales'>,
+  sources: ExpertSources,
   first: number,
-) {
-  const biases = biasLists(b, l.shape, interleaved);
+): { op: Op; args: unknown[] } {
   const { type, groupSize: group } = weights;
-  if (weights.backend === 'reference')
-    packReference(weights.use(undefined) as ReferenceBank, l, biases, type, group, first);
-  return [
+  const { hidden, intermediate } = l.shape;
+  const biases = biasLists(o.biases, l.shape, sources.interleaved === true);
+  checkOptions(o.calibration, CALIBRATION_KEYS, 'calibration');
+  const meanSquares = [
+    meanSquareOf(o.calibration?.hidden, hidden, 'calibration.hidden'),
+    meanSquareOf(o.calibration?.intermediate, intermediate, 'calibration.intermediate'),
+  ];
+  const calibrated = meanSquares.some((m) => m !== null);
+  const { symmetric, search } = roundingOf(o, type, calibrated);
+  const scales = scaleLists(o.scales, sources, l);
+  const args = [
     weights.use(undefined),
     group,
     DTYPE_CODE[l.source === 'mxfp4' ? 'uint8' : l.source],
@@ -457,9 +422,17 @@ function packArgs(
     l.down,
     ...l.downStrides,
     ...biases,
-    ...l.scales,
+    symmetric,
+    search,
+    ...meanSquares,
+    scales.gate,
+    scales.up,
+    scales.upRow0,
+    scales.down,
+    ...l.exponents,
     first,
   ];
+  return { op: packOpOf(l, biases, scales, type, first), args };
 }
 
 /** @internal The pack op's call for experts that go to slots `first` … of a bank that no forward reads there. */
@@ -469,23 +442,23 @@ export function preparePackInto(
   sources: ExpertSources,
   biases: ExpertBiases | undefined,
 ): { op: Op; args: unknown[] } {
-  const l = layoutOf(sources);
-  return { op: packOp, args: packArgs(weights, l, biases, sources.interleaved === true, first) };
+  return packCall(weights, layoutOf(sources), { biases }, sources, first);
 }
 
 /**
  * Packs the experts of a layer once for many forwards. The sources are not kept.
  *
- * @param sources weights as the checkpoint stores them, float32, bfloat16 or float16
+ * @param sources weights as the checkpoint stores them, float32, bfloat16, float16 or float8_e4m3
  * @throws HeddleError `ERR_SHAPE` when expert shapes do not fit each other, `ERR_DTYPE`, `ERR_OPTION` (for example
- *   a group size that does not divide), `ERR_ARGUMENT`, `ERR_MEMORY`, `ERR_ABORTED`
+ *   a group size that does not divide), `ERR_VALUE` for a weight that is NaN or infinite where the packed type cannot
+ *   hold it, `ERR_ARGUMENT`, `ERR_MEMORY`, `ERR_ABORTED`
  */
 export async function packExperts(
   sources: ExpertSources,
   options?: PackExpertsOptions & AsyncOpOptions,
 ): Promise<ExpertWeights> {
-  const { weights, args } = preparePack(sources, options);
-  await call(packOp, args, { ...options, backend: weights.backend });
+  const { weights, args, op } = preparePack(sources, options);
+  await call(op, args, { ...options, backend: weights.backend });
   weights.account();
   return weights;
 }
@@ -495,8 +468,8 @@ export function packExpertsSync(
   sources: ExpertSources,
   options?: PackExpertsOptions & OpOptions,
 ): ExpertWeights {
-  const { weights, args } = preparePack(sources, options);
-  callSync(packOp, args, { ...options, backend: weights.backend });
+  const { weights, args, op } = preparePack(sources, options);
+  callSync(op, args, { ...options, backend: weights.backend });
   weights.account();
   return weights;
 }

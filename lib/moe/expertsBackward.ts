@@ -159,7 +159,10 @@ function prepare(
   const l = layoutOf(sources);
   const source = l.source;
   if (source === 'mxfp4') {
-    throw new HeddleError('ERR_DTYPE', 'sources: MXFP4 blocks have no gradient; unpackMxfp4 makes them float');
+    throw new HeddleError(
+      'ERR_DTYPE',
+      'sources: MXFP4 blocks have no gradient; unpackMxfp4 makes them float',
+    );
   }
   const { experts, hidden: d, intermediate: f, gated } = l.shape;
   if (d === 0 || f === 0) throw new HeddleError('ERR_SHAPE', `experts of size ${d} x ${f} have no weights`);

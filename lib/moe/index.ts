@@ -23,6 +23,7 @@ export {
   expertsBackwardSync,
   type StackedGradient,
 } from './expertsBackward.ts';
+export type { ExpertScales } from './expertWeights.ts';
 export { type ImportanceLossOptions, importanceLoss, importanceLossSync } from './importanceLoss.ts';
 export { MoELayer, type MoELayerOptions } from './layer.ts';
 export {

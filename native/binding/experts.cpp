@@ -86,23 +86,32 @@ Napi::Value pack_experts_call(const Napi::CallbackInfo& info) {
   Call call(info);
   PackExpertsArgs a;
   a.bank = call.handle<Handle<ExpertBank>>()->object;
-  a.group = call.integer();
+  a.options.group = call.integer();
   const DType type = call.dtype();
   const auto gate = call.arrays<void>(), up = call.arrays<void>();
   const int64_t gn = call.integer(), gk = call.integer();
   const auto down = call.arrays<void>();
   const int64_t dn = call.integer(), dk = call.integer();
   const auto gate_bias = call.arrays<float>(), up_bias = call.arrays<float>(), down_bias = call.arrays<float>();
-  const auto gate_scale = call.arrays<uint8_t>(), up_scale = call.arrays<uint8_t>(), down_scale = call.arrays<uint8_t>();
+  a.options.symmetric = call.boolean();
+  a.options.search = call.boolean();
+  a.hidden_mean_square = call.array<float>();
+  a.intermediate_mean_square = call.array<float>();
+  const auto gate_scale = call.arrays<float>(), up_scale = call.arrays<float>();
+  const int64_t up_row0 = call.integer();
+  const auto down_scale = call.arrays<float>();
+  const int64_t d_blocks = (a.bank->hidden + kBlock - 1) / kBlock, f_blocks = (a.bank->intermediate + kBlock - 1) / kBlock;
+  const auto gate_exponent = call.arrays<uint8_t>(), up_exponent = call.arrays<uint8_t>(), down_exponent = call.arrays<uint8_t>();
   a.first = static_cast<size_t>(call.integer());
   for (size_t i = 0; i < down.size(); ++i) {
     ExpertSource s;
-    if (!gate.empty()) s.gate = {gate[i], type, gn, gk};
-    s.up = {up[i], type, gn, gk};
-    s.down = {down[i], type, dn, dk};
-    if (!gate_scale.empty()) s.gate.exponent = gate_scale[i];
-    if (!up_scale.empty()) s.up.exponent = up_scale[i];
-    if (!down_scale.empty()) s.down.exponent = down_scale[i];
+    auto scale_of = [&](const std::vector<float*>& scales) { return scales.empty() ? nullptr : scales[i]; };
+    if (!gate.empty()) s.gate = {gate[i], type, gn, gk, scale_of(gate_scale), d_blocks, 0};
+    s.up = {up[i], type, gn, gk, scale_of(up_scale), d_blocks, up_row0};
+    s.down = {down[i], type, dn, dk, scale_of(down_scale), f_blocks, 0};
+    if (!gate_exponent.empty()) s.gate.exponent = gate_exponent[i];
+    if (!up_exponent.empty()) s.up.exponent = up_exponent[i];
+    if (!down_exponent.empty()) s.down.exponent = down_exponent[i];
     if (!gate_bias.empty()) s.gate_bias = gate_bias[i];
     if (!up_bias.empty()) s.up_bias = up_bias[i];
     if (!down_bias.empty()) s.down_bias = down_bias[i];
@@ -189,7 +198,12 @@ Napi::Value pack_matrix_call(const Napi::CallbackInfo& info) {
   a.k = call.integer();
   a.source.n_stride = call.integer();
   a.source.k_stride = call.integer();
-  a.group = call.integer();
+  a.options.group = call.integer();
+  a.options.symmetric = call.boolean();
+  a.options.search = call.boolean();
+  a.options.mean_square = call.array<float>();
+  a.source.scale = call.array<float>();
+  a.source.scale_columns = (a.k + kBlock - 1) / kBlock;
   return call.submit(std::move(a), pack_matrix_job);
 }
 

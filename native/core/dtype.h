@@ -68,4 +68,26 @@ inline uint16_t float_to_f16(float f) {
   return static_cast<uint16_t>(sign | (a >> 13));
 }
 
+// E4M3 (OCP 8-bit floating point): 4 exponent bits with bias 7, no infinities, largest 448, NaN 0x7f and 0xff.
+inline float e4m3_to_float(uint8_t c) {
+  const uint32_t sign = static_cast<uint32_t>(c & 0x80u) << 24;
+  if ((c & 0x7fu) == 0x7fu) return bits_to_float(sign | 0x7fc00000u);
+  // The 4-bit exponent in the 8-bit field, scaled by 2^(127 - 7): exact, subnormals included.
+  return bits_to_float(sign | float_to_bits(bits_to_float(static_cast<uint32_t>(c & 0x7fu) << 20) * 0x1p120f));
+}
+
+// Round to nearest, ties to even; beyond 448 saturates; a NaN stays a NaN.
+inline uint8_t float_to_e4m3(float f) {
+  const uint32_t u = float_to_bits(f);
+  const uint8_t sign = static_cast<uint8_t>(u >> 24 & 0x80u);
+  uint32_t a = u & 0x7fffffffu;
+  if (a > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
+  if (a >= 0x43e00000u) return static_cast<uint8_t>(sign | 0x7eu);
+  if (a < 0x3c800000u) {  // below 2^-6, steps of 2^-9: the ulp of 2^14 is 2^-9
+    return static_cast<uint8_t>(sign | (float_to_bits(bits_to_float(a) + 0x1p14f) - 0x46800000u));
+  }
+  a += 0x7ffffu + (a >> 20 & 1u);
+  return static_cast<uint8_t>(sign | ((a >> 20) - (120u << 3)));
+}
+
 }  // namespace heddle

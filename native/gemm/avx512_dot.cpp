@@ -5,7 +5,7 @@
 // nearest even, subnormals flushed: the instruction's definition).
 // int8: x is stored as q + 128 because vpdpbusd takes unsigned times signed; 128 * (sum of the column) is taken
 // off at the end. 4 bits: the weight is the unsigned operand (nibble, or 2 * E2M1 + 12 from a 16-entry table) and
-// x the signed one, so the offset (8 or 12) times the sum of x starts the accumulator of each group.
+// x the signed one, so the offset (8 or the zero point, or 12) times the sum of x starts the accumulator of each group.
 #include "gemm/packed.h"
 #include "simd/simd.h"
 
@@ -39,6 +39,10 @@ HEDDLE_INLINE void prefetch_step(const TileCall& t, const char* b, int64_t step)
     HEDDLE_PREFETCH_L2(t.prefetch + step * kStepBytes);
     HEDDLE_PREFETCH_L2(t.prefetch + step * kStepBytes + 64);
   }
+}
+
+HEDDLE_INLINE __m512i widen_bytes(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
 template <int MR>
@@ -115,8 +119,18 @@ void tile_4bit(const TileCall& t) {
   for (int64_t s0 = 0, g = 0; s0 < t.steps; s0 += t.group_steps, ++g) {
     const int64_t s1 = s0 + t.group_steps < t.steps ? s0 + t.group_steps : t.steps;
     __m512i acc[MR][2];
-    HEDDLE_UNROLL(16)
-    for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm512_set1_epi32(-kOffset * t.a_sum[g * MR + m]);
+    if (!kTable && t.b_zero) {  // an offset per column
+      const __m512i z0 = widen_bytes(t.b_zero + g * kPanel), z1 = widen_bytes(t.b_zero + g * kPanel + 16);
+      HEDDLE_UNROLL(16)
+      for (int m = 0; m < MR; ++m) {
+        const __m512i sum = _mm512_set1_epi32(-t.a_sum[g * MR + m]);
+        acc[m][0] = _mm512_mullo_epi32(z0, sum);
+        acc[m][1] = _mm512_mullo_epi32(z1, sum);
+      }
+    } else {
+      HEDDLE_UNROLL(16)
+      for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm512_set1_epi32(-kOffset * t.a_sum[g * MR + m]);
+    }
     for (int64_t s = s0; s < s1; ++s) {
       prefetch_step<MR>(t, b, s);
       const __m512i w0 = _mm512_loadu_si512(b + s * kStepBytes), w1 = _mm512_loadu_si512(b + s * kStepBytes + 64);
@@ -143,8 +157,8 @@ void tile_4bit(const TileCall& t) {
     for (int h = 0; h < 2; ++h) {
       __m512 scale;
       if (kTable) {  // 2^(e - 127) / 2; e = 0 and 1 need subnormals, which the product below never resolves: 0
-        const __m128i e = _mm_loadu_si128(reinterpret_cast<const __m128i*>(t.b_exponent + g * kPanel + 16 * h));
-        const __m512i wide = _mm512_max_epi32(_mm512_sub_epi32(_mm512_cvtepu8_epi32(e), _mm512_set1_epi32(1)), _mm512_setzero_si512());
+        const __m512i e = widen_bytes(t.b_exponent + g * kPanel + 16 * h);
+        const __m512i wide = _mm512_max_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), _mm512_setzero_si512());
         scale = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 23));
       } else {
         scale = _mm512_loadu_ps(t.b_scale + g * kPanel + 16 * h);

@@ -60,7 +60,7 @@ Status linear(const LinearArgs& a, const Exec& exec) {
 }
 
 Status pack_matrix_job(const PackMatrixArgs& a, const Exec& exec) {
-  return pack_matrix(*a.matrix, a.type, a.source, MatrixSource(), a.n, a.k, a.group, exec);
+  return pack_matrix(*a.matrix, a.type, a.source, MatrixSource(), a.n, a.k, a.options, exec);
 }
 
 }  // namespace heddle

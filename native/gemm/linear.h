@@ -25,7 +25,8 @@ struct PackMatrixArgs {
   std::shared_ptr<PackedMatrix> matrix;
   PackType type = PackType::kFloat32;
   MatrixSource source;
-  int64_t n = 0, k = 0, group = 0;
+  int64_t n = 0, k = 0;
+  PackOptions options;
 };
 Status pack_matrix_job(const PackMatrixArgs& args, const Exec& exec);
 

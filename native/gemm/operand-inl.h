@@ -107,12 +107,14 @@ HEDDLE_INLINE void pack_operand(Operand kind, const PackedMatrix& w, float* x, i
       const int64_t groups = w.groups();
       float* o = reinterpret_cast<float*>(out);
       float* scale = o + padded * rows;
+      int32_t* sums = reinterpret_cast<int32_t*>(scale + groups * rows);
       for (int m = 0; m < rows; ++m) {
         for (int64_t g = 0; g < groups; ++g) {
           const int64_t begin = g * group, end = begin + group < padded ? begin + group : padded;
           int32_t sum = 0;
           int8_t* q = reinterpret_cast<int8_t*>(x + m * stride + begin);
           scale[g * rows + m] = quantize_run(x + m * stride + begin, end - begin, q, &sum);
+          sums[g * rows + m] = sum;
           for (int64_t i = begin; i < end; ++i) o[i * rows + m] = q[i - begin];
         }
       }
@@ -121,7 +123,7 @@ HEDDLE_INLINE void pack_operand(Operand kind, const PackedMatrix& w, float* x, i
     case Operand::kUint8:
     case Operand::kInt8: {
       const bool grouped = kind == Operand::kInt8;
-      const int64_t group = grouped ? w.group : padded;
+      const int64_t group = w.group ? w.group : padded;
       const int64_t groups = w.groups();
       uint32_t* o = reinterpret_cast<uint32_t*>(out);
       float* scale = reinterpret_cast<float*>(out + padded * rows);

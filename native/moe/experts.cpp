@@ -275,9 +275,17 @@ Status pack_experts(const PackExpertsArgs& args, const Exec& exec) {
       const ExpertSource& s = args.sources[i];
       PackedExpert& e = bank.experts[args.first + i];
       const MatrixSource none;
-      Status status = pack_matrix(e.gate_up, bank.type, bank.gated ? s.gate : s.up, bank.gated ? s.up : none, f, d, args.group, exec);
-      if (status == kOk) status = pack_matrix(e.down, bank.type, s.down, none, d, f, args.group, exec);
-      if (status != kOk) return status;
+      PackOptions up_options = args.options, down_options = args.options;
+      up_options.mean_square = args.hidden_mean_square;
+      down_options.mean_square = args.intermediate_mean_square;
+      const int64_t size = d * f;
+      int64_t before = static_cast<int64_t>(i) * 3 * size + (bank.gated ? 0 : size);
+      Status status = pack_matrix(e.gate_up, bank.type, bank.gated ? s.gate : s.up, bank.gated ? s.up : none, f, d, up_options, exec);
+      if (status == kOk) {
+        before = static_cast<int64_t>(i) * 3 * size + 2 * size;
+        status = pack_matrix(e.down, bank.type, s.down, none, d, f, down_options, exec);
+      }
+      if (status != kOk) return status > 0 ? status + before : status;
       if (s.up_bias) e.up_bias.assign(s.up_bias, s.up_bias + f);
       if (s.gate_bias) e.gate_bias.assign(s.gate_bias, s.gate_bias + f);
       if (s.down_bias) e.down_bias.assign(s.down_bias, s.down_bias + d);

@@ -34,6 +34,10 @@
 #if defined(__aarch64__) || defined(_M_ARM64)
 #include <arm_neon.h>
 #define HEDDLE_TARGET_NEON 1
+// Compilers whose arm_neon.h offers dotprod, i8mm and bf16 to functions with those targets (older ones want -march).
+#if defined(__clang__) ? __clang_major__ >= 16 : defined(__GNUC__) && __GNUC__ >= 10
+#define HEDDLE_ARM_DOT 1
+#endif
 #endif
 
 #if defined(_MSC_VER) && !defined(__clang__)

@@ -35,7 +35,7 @@ function layer(random: Random, experts: number, d: number, f: number): ExpertSou
 }
 
 describe.each(nativeVariants())('a token on $name', ({ use }) => {
-  it.each(['float32', 'bfloat16', 'int8', 'int4', 'mxfp4'] as const)(
+  it.each(['float32', 'bfloat16', 'int8', 'int4', 'mxfp4', 'float8'] as const)(
     '%s: same bits alone, in a batch, in any order',
     (type) => {
       use();

@@ -1,4 +1,5 @@
 import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
+import type { SourceType } from '../../../lib/gemm/weights.ts';
 import {
   type ExpertSources,
   type ExpertWeights,
@@ -24,7 +25,9 @@ export interface Shape {
   layout?: 'separate' | 'stacked' | 'concatenated' | 'gpt-oss' | 'ungated';
   biases?: boolean;
   shared?: number;
-  source?: FloatType;
+  source?: SourceType;
+  /** int4: mean squares of the inputs weight the scale search. */
+  calibrated?: boolean;
   xType?: FloatType;
   /** Routes that go nowhere (id -1). */
   masked?: boolean;
@@ -91,6 +94,57 @@ const shapes: Shape[] = [
     options: { type: 'int4', groupSize: 128 },
   },
   { name: 'mxfp4', ...grouped, options: { type: 'mxfp4' } },
+  { name: 'int4 zero points', ...grouped, options: { type: 'int4', symmetric: false } },
+  {
+    name: 'int4 g64 zero points',
+    ...grouped,
+    hidden: 128,
+    intermediate: 192,
+    options: { type: 'int4', groupSize: 64, symmetric: false },
+  },
+  { name: 'int4 search', ...grouped, calibrated: true, options: { type: 'int4' } },
+  {
+    name: 'int4 gpt-oss zero points, search',
+    ...grouped,
+    layout: 'gpt-oss',
+    biases: true,
+    calibrated: true,
+    options: { type: 'int4', symmetric: false, activation: 'clamped-swiglu' },
+  },
+  { name: 'float8', ...grouped, options: { type: 'float8' } },
+  {
+    name: 'float8 odd',
+    tokens: 9,
+    experts: 3,
+    k: 2,
+    hidden: 133,
+    intermediate: 131,
+    options: { type: 'float8' },
+  },
+  {
+    name: 'float8 gpt-oss',
+    ...grouped,
+    layout: 'gpt-oss',
+    biases: true,
+    options: { type: 'float8', activation: 'clamped-swiglu' },
+  },
+  { name: 'float8 ungated, shared', ...base, layout: 'ungated', shared: 40, options: { type: 'float8' } },
+  { name: 'DeepSeek float8', ...grouped, hidden: 260, source: 'float8_e4m3', shared: 33 },
+  {
+    name: 'DeepSeek float8, concatenated',
+    ...grouped,
+    intermediate: 130,
+    source: 'float8_e4m3',
+    layout: 'concatenated',
+  },
+  {
+    name: 'DeepSeek float8 to int8',
+    ...grouped,
+    intermediate: 130,
+    source: 'float8_e4m3',
+    layout: 'stacked',
+    options: { type: 'int8' },
+  },
   {
     name: 'mxfp4 gpt-oss',
     ...grouped,
@@ -100,7 +154,14 @@ const shapes: Shape[] = [
   },
 ];
 
-function stacked(random: Random, dims: number[], fanIn: number, type: FloatType): Tensor<FloatType> {
+function stacked(random: Random, dims: number[], fanIn: number, type: SourceType): Tensor<SourceType> {
+  if (type === 'float8_e4m3') {
+    const codes = Uint8Array.from(
+      { length: dims.reduce((a, b) => a * b) },
+      () => random.integer(0, 126) | (random.integer(0, 1) << 7),
+    );
+    return new Tensor(type, codes, dims);
+  }
   const values = random.normals(
     dims.reduce((a, b) => a * b),
     fanIn ** -0.5,
@@ -108,7 +169,7 @@ function stacked(random: Random, dims: number[], fanIn: number, type: FloatType)
   return new Tensor(type, encodeFloats(values, type) as never, dims);
 }
 
-function split(t: Tensor<FloatType>): Tensor<FloatType>[] {
+function split(t: Tensor<SourceType>): Tensor<SourceType>[] {
   const [count, ...dims] = t.dims;
   const size = dims.reduce((a, b) => a * b);
   return Array.from(
@@ -144,6 +205,28 @@ export function sourcesOf(s: Shape, random: Random): ExpertSources {
   }
 }
 
+/** Factors of 128 x 128 blocks for every matrix of a float8 source. */
+function scalesOf(s: Shape, random: Random): PackExpertsOptions['scales'] {
+  if (s.source !== 'float8_e4m3') return undefined;
+  const { experts: e, hidden: d, intermediate: f } = s;
+  const make = (n: number, k: number) => {
+    const dims = [e, Math.ceil(n / 128), Math.ceil(k / 128)];
+    const values = Float32Array.from(
+      { length: dims.reduce((a, b) => a * b) },
+      () => 2e-4 * (0.5 + random.uniform()),
+    );
+    return new Tensor('float32', values, dims);
+  };
+  if (s.layout === 'concatenated') return { gateUp: make(2 * f, d), down: make(d, f) };
+  return { gate: make(f, d), up: make(f, d), down: make(d, f) };
+}
+
+function calibrationOf(s: Shape, random: Random): PackExpertsOptions['calibration'] {
+  if (!s.calibrated) return undefined;
+  const make = (size: number) => Float32Array.from({ length: size }, () => random.uniform() ** 4);
+  return { hidden: make(s.hidden), intermediate: make(s.intermediate) };
+}
+
 export function biasesOf(s: Shape, random: Random): PackExpertsOptions['biases'] {
   const { experts: e, hidden: d, intermediate: f } = s;
   const make = (width: number) => new Tensor('float32', random.normals(e * width, 0.3), [e, width]);
@@ -169,11 +252,20 @@ export function routingOf(s: Shape, random: Random): Routing {
   };
 }
 
-const TOLERANCE = { float32: 5e-6, bfloat16: 5e-3, int8: 5e-3, int4: 5e-3, mxfp4: 5e-3 } as const;
+const TOLERANCE = {
+  float32: 5e-6,
+  bfloat16: 5e-3,
+  int8: 5e-3,
+  int4: 5e-3,
+  mxfp4: 5e-3,
+  float8: 5e-6,
+} as const;
 
 /** Expert compute: every activation, layout and weight type, at odd sizes. */
 export const expertsForwardCases: OpCase[] = shapes.map((s) => {
-  const type = s.options?.type ?? (s.source === 'bfloat16' ? 'bfloat16' : 'float32');
+  const type =
+    s.options?.type ??
+    (s.source === 'bfloat16' ? 'bfloat16' : s.source === 'float8_e4m3' ? 'float8' : 'float32');
   return {
     family: 'moe',
     op: 'expertsForward',
@@ -184,6 +276,9 @@ export const expertsForwardCases: OpCase[] = shapes.map((s) => {
       const sources = sourcesOf(s, random);
       const biases = s.biases ? biasesOf(s, random) : undefined;
       const sharedShape: Shape = { ...s, experts: 1, intermediate: s.shared ?? 1, layout: 'separate' };
+      const scales = scalesOf(s, random);
+      const sharedScales = scalesOf(sharedShape, random);
+      const calibration = calibrationOf(s, random);
       const sharedSources = s.shared === undefined ? undefined : sourcesOf(sharedShape, random);
       const gate =
         s.shared === undefined ? undefined : new Tensor('float32', random.normals(s.tokens), [s.tokens]);
@@ -199,8 +294,10 @@ export const expertsForwardCases: OpCase[] = shapes.map((s) => {
         let p = packed.get(backend);
         if (p === undefined) {
           p = {
-            weights: packExpertsSync(sources, { ...s.options, biases, backend }),
-            shared: sharedSources && packExpertsSync(sharedSources, { ...s.options, backend }),
+            weights: packExpertsSync(sources, { ...s.options, biases, scales, calibration, backend }),
+            shared:
+              sharedSources &&
+              packExpertsSync(sharedSources, { ...s.options, scales: sharedScales, backend }),
           };
           packed.set(backend, p);
         }

@@ -37,10 +37,11 @@ const models: Model[] = [
 ];
 
 const TOKENS = [1, 4, 8, 16, 64, 512, 4096];
-const TYPES: WeightType[] = ['float32', 'bfloat16', 'int8', 'int4', 'mxfp4'];
+const TYPES: WeightType[] = ['float32', 'bfloat16', 'float8', 'int8', 'int4', 'mxfp4'];
 const BYTES_PER_WEIGHT: Record<WeightType, number> = {
   float32: 4,
   bfloat16: 2,
+  float8: 1 + 4 / 128,
   int8: 1,
   int4: 0.5 + 4 / 32,
   mxfp4: 0.5 + 1 / 32,
@@ -48,6 +49,7 @@ const BYTES_PER_WEIGHT: Record<WeightType, number> = {
 const TOLERANCE: Record<WeightType, number> = {
   float32: 5e-6,
   bfloat16: 5e-3,
+  float8: 5e-6,
   int8: 5e-3,
   int4: 5e-3,
   mxfp4: 5e-3,
