@@ -23,6 +23,12 @@ static void pack_panel(PackType type, const MatrixSource& s, const int32_t* row,
     } else {
       for (int c = 0; c < kPanel; ++c) {
         const int64_t first = (column + c) * s.n_stride;
+        if (c < n && s.k_stride == 1 && !row) {
+          float line[16];
+          widen_row(s.data, s.type, first + k0, inside, 16, line);
+          for (int64_t i = 0; i < inside; ++i) b[i * kPanel + c] = line[i];
+          continue;
+        }
         for (int64_t i = 0; i < inside; ++i) {
           b[i * kPanel + c] = c < n ? load_element(s.data, s.type, first + source_index(row, k0 + i) * s.k_stride) : 0.0f;
         }
