@@ -14,7 +14,7 @@ import {
   optionChoice,
   optionNumber,
 } from '../op.ts';
-import type { Activation } from '../reference/gemm/activation.ts';
+import { ACTIVATIONS, type Activation } from '../reference/gemm/activation.ts';
 import type { ReferenceMatrix } from '../reference/gemm/linear.ts';
 import { decodeMxfp4 } from '../reference/gemm/mxfp4.ts';
 import { dequantizedRow, type WeightType } from '../reference/gemm/quantize.ts';
@@ -23,16 +23,6 @@ import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import type { Routing } from './routeTopK.ts';
 
 export type { Activation };
-
-const ACTIVATIONS: readonly Activation[] = [
-  'silu',
-  'clamped-swiglu',
-  'gelu-tanh',
-  'gelu',
-  'relu-squared',
-  'relu',
-  'identity',
-];
 
 /**
  * One matrix per expert: a list of `[out, in]` tensors, one tensor `[experts, out, in]`, or MXFP4 blocks of gpt-oss
@@ -254,7 +244,8 @@ interface Layout {
   scales: [Uint8Array[] | null, Uint8Array[] | null, Uint8Array[] | null];
 }
 
-function layoutOf(s: ExpertSources): Layout {
+/** @internal */
+export function layoutOf(s: ExpertSources): Layout {
   if (s === null || typeof s !== 'object')
     throw new HeddleError('ERR_ARGUMENT', 'sources: expected { gate, up, down } or { gateUp, down }');
   checkOptions(s, SOURCE_KEYS, 'sources');
@@ -337,7 +328,8 @@ const BIAS_KEYS: ReadonlySet<string> = new Set(['gate', 'up', 'gateUp', 'down'])
 
 type Biases = [Float32Array[] | null, Float32Array[] | null, Float32Array[] | null];
 
-function biasLists(b: ExpertBiases | undefined, shape: BankShape, interleaved: boolean): Biases {
+/** @internal */
+export function biasLists(b: ExpertBiases | undefined, shape: BankShape, interleaved: boolean): Biases {
   if (b === undefined) return [null, null, null];
   checkOptions(b, BIAS_KEYS, 'biases');
   const { experts, hidden, intermediate } = shape;

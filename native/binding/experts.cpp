@@ -6,6 +6,7 @@
 #include "binding/call.h"
 #include "gemm/linear.h"
 #include "moe/experts.h"
+#include "moe/experts_backward.h"
 
 namespace heddle::binding {
 namespace {
@@ -128,6 +129,51 @@ Napi::Value experts_forward_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), experts_forward);
 }
 
+Napi::Value experts_backward_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  ExpertsBackwardArgs a;
+  a.grad_output = call.array<void>();
+  a.grad_type = call.dtype();
+  a.x = call.array<void>();
+  a.type = call.dtype();
+  a.tokens = call.integer();
+  a.k = call.integer();
+  a.indices = call.array<int32_t>();
+  a.weights = call.array<float>();
+  a.pack = static_cast<PackType>(call.integer());
+  a.activation = static_cast<Activation>(call.integer());
+  a.alpha = static_cast<float>(call.number());
+  a.limit = static_cast<float>(call.number());
+  a.hidden = call.integer();
+  a.intermediate = call.integer();
+  const DType type = call.dtype();
+  const auto gate = call.arrays<void>(), up = call.arrays<void>();
+  const int64_t gn = call.integer(), gk = call.integer();
+  const auto down = call.arrays<void>();
+  const int64_t dn = call.integer(), dk = call.integer();
+  const auto gate_bias = call.arrays<float>(), up_bias = call.arrays<float>(), down_bias = call.arrays<float>();
+  a.grad_x = call.array<float>();
+  a.grad_weights = call.array<float>();
+  const auto grad_gate = call.arrays<float>(), grad_up = call.arrays<float>(), grad_down = call.arrays<float>();
+  const auto grad_gate_bias = call.arrays<float>(), grad_up_bias = call.arrays<float>();
+  const auto grad_down_bias = call.arrays<float>();
+  a.bias_stride = call.integer();
+  a.gated = !gate.empty();
+  for (size_t i = 0; i < down.size(); ++i) {
+    ExpertSource s;
+    ExpertGradient g;
+    if (a.gated) s.gate = {gate[i], type, gn, gk}, g.gate = grad_gate[i];
+    s.up = {up[i], type, gn, gk}, g.up = grad_up[i];
+    s.down = {down[i], type, dn, dk}, g.down = grad_down[i];
+    if (!gate_bias.empty()) s.gate_bias = gate_bias[i], g.gate_bias = grad_gate_bias[i];
+    if (!up_bias.empty()) s.up_bias = up_bias[i], g.up_bias = grad_up_bias[i];
+    if (!down_bias.empty()) s.down_bias = down_bias[i], g.down_bias = grad_down_bias[i];
+    a.sources.push_back(s);
+    a.gradients.push_back(g);
+  }
+  return call.submit(std::move(a), experts_backward);
+}
+
 Napi::Value create_matrix(const Napi::CallbackInfo& info) {
   return make_handle(info.Env(), std::make_shared<PackedMatrix>());
 }
@@ -167,6 +213,7 @@ void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("createBank", Napi::Function::New(env, create_bank));
   exports.Set("packExperts", Napi::Function::New(env, pack_experts_call));
   exports.Set("expertsForward", Napi::Function::New(env, experts_forward_call));
+  exports.Set("expertsBackward", Napi::Function::New(env, experts_backward_call));
   exports.Set("accountBank", Napi::Function::New(env, account<ExpertBank>));
   exports.Set("expertBytes", Napi::Function::New(env, expert_bytes));
   exports.Set("evictExpert", Napi::Function::New(env, evict_expert));

@@ -33,7 +33,8 @@ namespace {
 // The dot product file is compiled for both extensions, so it is used where both are.
 bool has_dot(Isa isa, PackType type) {
   const CpuFeatures& f = cpu_features();
-  return isa == Isa::kAvx512 && type != PackType::kFloat32 && f.avx512_bf16 && f.avx512_vnni;
+  if (isa != Isa::kAvx512 || type == PackType::kFloat32 || !f.avx512_bf16 || !f.avx512_vnni) return false;
+  return type != PackType::kBFloat16 || f.fast_bf16_dot;
 }
 
 }  // namespace
