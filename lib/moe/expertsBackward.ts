@@ -158,12 +158,10 @@ function prepare(
   const o = options ?? {};
   const l = layoutOf(sources);
   const source = l.source;
-  if (source === 'mxfp4') {
-    throw new HeddleError(
-      'ERR_DTYPE',
-      'sources: MXFP4 blocks have no gradient; unpackMxfp4 makes them float',
-    );
-  }
+  if (source === 'mxfp4')
+    throw new HeddleError('ERR_DTYPE', 'down: MXFP4 blocks have no gradient; those of unpackMxfp4 have');
+  if (source === 'float8_e4m3')
+    throw new HeddleError('ERR_DTYPE', 'down: float8_e4m3 weights have no gradient; float weights have');
   const { experts, hidden: d, intermediate: f, gated } = l.shape;
   if (d === 0 || f === 0) throw new HeddleError('ERR_SHAPE', `experts of size ${d} x ${f} have no weights`);
   const input = asTensor(x, 'x', FLOAT_TYPES, 2);

@@ -5,6 +5,7 @@ import { afterAll, describe, expect, it } from 'vitest';
 import { decodeFloats, type FloatType } from '../../lib/dtype.ts';
 import { openCheckpointSync, Tensor } from '../../lib/index.ts';
 import {
+  expertsBackwardSync,
   expertsForwardSync,
   MoELayer,
   type Mxfp4Blocks,
@@ -166,6 +167,16 @@ describe.each(everywhere)('packExperts of MXFP4 blocks on $name', ({ options, us
       [expertsForwardSync(x, routing, reference)],
     );
     expect(difference.relative).toBeLessThan(5e-3);
+  });
+
+  it('has no backward', () => {
+    use();
+    const gradient = new Tensor('float32', new Float32Array(tokens * d), [tokens, d]);
+    expectThrow(
+      () => expertsBackwardSync(gradient, x, routing, { gateUp, down }, options),
+      'ERR_DTYPE',
+      /^down: MXFP4 blocks have no gradient/,
+    );
   });
 
   it('refuses bad blocks', () => {
