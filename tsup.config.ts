@@ -1,10 +1,14 @@
-import { defineConfig } from 'tsup';
+import { defineConfig, type Options } from 'tsup';
 
 // Entry points mirror package.json "exports"; the CLI is bundled with its terminal libraries so that the
 // published package depends on node-gyp-build alone.
-export default defineConfig([
+const library: Options[] = [
   {
-    entry: { index: 'lib/index.ts', 'moe/index': 'lib/moe/index.ts' },
+    entry: {
+      index: 'lib/index.ts',
+      'moe/index': 'lib/moe/index.ts',
+      'privacy/index': 'lib/privacy/index.ts',
+    },
     format: ['esm', 'cjs'],
     dts: true,
     clean: false,
@@ -13,14 +17,20 @@ export default defineConfig([
     shims: true,
     target: 'node20',
   },
+];
+
+const cli: Options[] = [
   {
-    entry: { 'cli/main': 'lib/cli/main.ts' },
+    entry: { main: 'lib/cli/main.ts' },
+    outDir: 'dist/cli',
     format: ['esm'],
-    noExternal: ['cli-progress', 'cli-table3'],
-    external: ['benchmark', /^heddle/],
+    noExternal: ['cli-progress', 'cli-table3', 'benchmark', 'lodash', 'platform', /^pure-rand/],
+    external: ['node-gyp-build'],
     target: 'node20',
     banner: {
       js: '#!/usr/bin/env node\nimport { createRequire as __cr } from "node:module"; const require = __cr(import.meta.url);',
     },
   },
-]);
+];
+
+export default defineConfig([...library, ...cli]);

@@ -67,7 +67,8 @@ interface State {
   broken: HeddleError | null;
 }
 
-function packageRoot(): string {
+/** The folder of heddle's own package.json. */
+export function packageRoot(): string {
   let dir = dirname(fileURLToPath(import.meta.url));
   for (;;) {
     const file = join(dir, 'package.json');
@@ -149,8 +150,8 @@ function getState(): State {
       {
         backend: envChoice(wanted, 'HEDDLE_BACKEND', BACKENDS),
         isa: process.env['HEDDLE_ISA'] as IsaName | undefined,
-        threads:
-          process.env['HEDDLE_THREADS'] === undefined ? undefined : Number(process.env['HEDDLE_THREADS']),
+        // An empty variable counts as unset, as for the other two.
+        threads: process.env['HEDDLE_THREADS'] ? Number(process.env['HEDDLE_THREADS']) : undefined,
       },
       'HEDDLE_',
     );

@@ -44,11 +44,11 @@ function statusError(op: Op, status: number, args: OpArguments, signal?: AbortSi
   return new HeddleError('ERR_INTERNAL', `${op.name}: unexpected native status ${status}`);
 }
 
-// biome-ignore lint/suspicious/noExplicitAny: see OpArguments
 type NativeOp = (
   threads: number,
   cancel: Int32Array | null,
   done: ((status: number) => void) | null,
+  // biome-ignore lint/suspicious/noExplicitAny: see OpArguments
   ...args: any[]
 ) => number;
 

@@ -75,7 +75,13 @@ export function checkLogits(logits: TensorLike): Tensor<FloatType> {
   return l;
 }
 
-function resultOf(tokens: number, k: number, out: Routing | undefined, inputs: Tensor[]): Routing {
+/** `out` checked, or a new result. */
+export function routingResult(
+  tokens: number,
+  k: number,
+  out: Routing | undefined,
+  inputs: Tensor[],
+): Routing {
   const dims = [tokens, k];
   if (out === undefined) {
     return {
@@ -101,7 +107,8 @@ function asBias(value: TensorLike | Float32Array, experts: number): Tensor<'floa
   return t;
 }
 
-function asMask(value: TensorLike, tokens: number, experts: number): Tensor<'uint8'> {
+/** Checks a mask `[experts]` or `[tokens, experts]`. */
+export function asMask(value: TensorLike, tokens: number, experts: number): Tensor<'uint8'> {
   const t = asTensor(value, 'mask', ['uint8']);
   const d = t.dims;
   const fits =
@@ -152,7 +159,7 @@ function prepare(logits: TensorLike, options: RouteTopKOptions): { args: unknown
   const inputs: Tensor[] = [l];
   if (bias) inputs.push(bias);
   if (mask) inputs.push(mask);
-  const result = resultOf(tokens, k, options.out, inputs);
+  const result = routingResult(tokens, k, options.out, inputs);
   const args = [
     l.data,
     DTYPE_CODE[l.type],
@@ -185,7 +192,7 @@ function prepareReplay(indices: TensorLike, logits: TensorLike, options: ReplayO
   if (k < 1 || k > experts) {
     throw new HeddleError('ERR_SHAPE', `indices: expected 1 to ${experts} ids per token, got ${k}`);
   }
-  const result = resultOf(tokens, k, options?.out, [l, ids]);
+  const result = routingResult(tokens, k, options?.out, [l, ids]);
   const args = [
     l.data,
     DTYPE_CODE[l.type],

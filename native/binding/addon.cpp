@@ -86,6 +86,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("machine", Napi::Function::New(env, machine));
   exports.Set("getIsa", Napi::Function::New(env, get_isa));
   exports.Set("setIsa", Napi::Function::New(env, set_isa));
+  register_bench(env, exports);
   register_moe(env, exports);
   register_experts(env, exports);
   return exports;

@@ -22,10 +22,19 @@ Environment* Environment::create(Napi::Env env) {
 }
 
 // The environment is going away (process exit, worker.terminate()): its buffers are about to be freed, so ask
-// the running kernels to stop and wait until no worker touches them. Kernels poll once per tile.
+// the running kernels to stop and wait until no worker touches them. Kernels poll once per tile. Jobs still queued
+// are taken back first: they may wait behind long jobs of other environments.
 void Environment::on_close(void* data) {
   auto* self = static_cast<Environment*>(data);
   self->closing.store(1);
+  Task* waiting = remove_tasks(
+      [](const Task* t, const void* env) { return static_cast<const Job*>(t)->environment == env; }, self);
+  while (waiting) {
+    auto* job = static_cast<Job*>(waiting);
+    waiting = waiting->next;
+    delete job;
+    self->outside_.fetch_sub(1, std::memory_order_relaxed);
+  }
   while (self->outside_.load(std::memory_order_acquire) > 0) {
     std::this_thread::sleep_for(std::chrono::microseconds(200));
   }

@@ -1,7 +1,14 @@
 // heddle/moe for JavaScript: reads arguments in the order in which lib/moe/<op>.ts passes them.
 #include "binding/addon.h"
 #include "binding/call.h"
+#include "moe/combine.h"
+#include "moe/permute.h"
+#include "moe/plan_dispatch.h"
+#include "moe/route_expert_choice.h"
+#include "moe/route_sinkhorn.h"
 #include "moe/route_top_k.h"
+#include "moe/route_top_k_backward.h"
+#include "moe/router_loss.h"
 
 namespace heddle::binding {
 namespace {
@@ -38,10 +45,141 @@ Napi::Value route_top_k_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), route_top_k);
 }
 
+Napi::Value plan_dispatch_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  PlanDispatchArgs a;
+  a.indices = call.array<int32_t>();
+  a.tokens = call.integer();
+  a.k = static_cast<int32_t>(call.integer());
+  a.experts = static_cast<int32_t>(call.integer());
+  a.global_experts = static_cast<int32_t>(call.integer());
+  a.expert_map = call.array<int32_t>();
+  a.capacity = call.integer();
+  a.drop = static_cast<DropRule>(call.integer());
+  a.weights = call.array<float>();
+  a.order = call.array<int32_t>();
+  a.offsets = call.array<int32_t>();
+  a.inverse = call.array<int32_t>();
+  a.dropped = call.array<int32_t>();
+  a.dropped_count = call.array<int32_t>();
+  return call.submit(std::move(a), plan_dispatch);
+}
+
+Napi::Value permute_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  PermuteArgs a;
+  a.x = call.array<void>();
+  const DType type = call.dtype();
+  a.tokens = call.integer();
+  a.row_bytes = call.integer() * dtype_size(type);
+  a.k = static_cast<int32_t>(call.integer());
+  a.order = call.array<int32_t>();
+  a.routes = call.integer();
+  a.out = call.array<void>();
+  return call.submit(std::move(a), permute);
+}
+
+Napi::Value combine_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  CombineArgs a;
+  a.y = call.array<void>();
+  a.type = call.dtype();
+  a.routes = call.integer();
+  a.tokens = call.integer();
+  a.width = call.integer();
+  a.k = static_cast<int32_t>(call.integer());
+  a.inverse = call.array<int32_t>();
+  a.weights = call.array<float>();
+  a.out = call.array<void>();
+  a.out_type = call.dtype();
+  return call.submit(std::move(a), combine);
+}
+
+Napi::Value route_expert_choice_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  ExpertChoiceArgs a;
+  a.logits = call.array<void>();
+  a.type = call.dtype();
+  a.tokens = call.integer();
+  a.experts = static_cast<int32_t>(call.integer());
+  a.score = static_cast<RouterScore>(call.integer());
+  a.capacity = call.integer();
+  a.indices = call.array<int32_t>();
+  a.weights = call.array<float>();
+  return call.submit(std::move(a), route_expert_choice);
+}
+
+Napi::Value route_sinkhorn_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  SinkhornArgs a;
+  a.logits = call.array<void>();
+  a.type = call.dtype();
+  a.tokens = call.integer();
+  a.experts = static_cast<int32_t>(call.integer());
+  a.k = static_cast<int32_t>(call.integer());
+  a.score = static_cast<RouterScore>(call.integer());
+  a.tolerance = call.number();
+  a.epsilon = call.number();
+  a.max_iterations = static_cast<int32_t>(call.integer());
+  a.indices = call.array<int32_t>();
+  a.weights = call.array<float>();
+  a.report = call.array<int32_t>();
+  return call.submit(std::move(a), route_sinkhorn);
+}
+
+// loadBalancingLoss, routerZLoss, importanceLoss and loadLoss take the same arguments.
+template <LossKind kind>
+Napi::Value router_loss_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  RouterLossArgs a;
+  a.kind = kind;
+  a.logits = call.array<void>();
+  a.type = call.dtype();
+  a.tokens = call.integer();
+  a.experts = static_cast<int32_t>(call.integer());
+  a.score = static_cast<int32_t>(call.integer());
+  a.normalize = call.boolean();
+  a.mask = call.array<uint8_t>();
+  a.indices = call.array<int32_t>();
+  a.k = static_cast<int32_t>(call.integer());
+  a.per_token = call.boolean();
+  a.coefficient = call.number();
+  a.value = call.array<double>();
+  a.gradient = call.array<float>();
+  return call.submit(std::move(a), router_loss);
+}
+
+Napi::Value route_top_k_backward_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  RouteBackwardArgs a;
+  a.grad_weights = call.array<float>();
+  a.logits = call.array<void>();
+  a.type = call.dtype();
+  a.tokens = call.integer();
+  a.experts = static_cast<int32_t>(call.integer());
+  a.k = static_cast<int32_t>(call.integer());
+  a.router = router_options(call);
+  a.mask = call.array<uint8_t>();
+  a.mask_stride = call.integer();
+  a.indices = call.array<int32_t>();
+  a.grad_logits = call.array<float>();
+  return call.submit(std::move(a), route_top_k_backward);
+}
+
 }  // namespace
 
 void register_moe(Napi::Env env, Napi::Object exports) {
   exports.Set("routeTopK", Napi::Function::New(env, route_top_k_call));
+  exports.Set("planDispatch", Napi::Function::New(env, plan_dispatch_call));
+  exports.Set("permute", Napi::Function::New(env, permute_call));
+  exports.Set("combine", Napi::Function::New(env, combine_call));
+  exports.Set("routeExpertChoice", Napi::Function::New(env, route_expert_choice_call));
+  exports.Set("routeSinkhorn", Napi::Function::New(env, route_sinkhorn_call));
+  exports.Set("loadBalancingLoss", Napi::Function::New(env, router_loss_call<LossKind::kLoadBalancing>));
+  exports.Set("routerZLoss", Napi::Function::New(env, router_loss_call<LossKind::kZ>));
+  exports.Set("importanceLoss", Napi::Function::New(env, router_loss_call<LossKind::kImportance>));
+  exports.Set("loadLoss", Napi::Function::New(env, router_loss_call<LossKind::kLoad>));
+  exports.Set("routeTopKBackward", Napi::Function::New(env, route_top_k_backward_call));
 }
 
 }  // namespace heddle::binding

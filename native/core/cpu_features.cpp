@@ -1,5 +1,7 @@
 #include "core/cpu_features.h"
 
+#include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -52,7 +54,9 @@ uint64_t xgetbv0() {
 }
 
 void detect_x86(CpuFeatures& f) {
-  const uint32_t max_leaf = cpuid(0, 0).a;
+  const Regs l0 = cpuid(0, 0);
+  const uint32_t max_leaf = l0.a;
+  const bool amd = l0.b == 0x68747541u;  // "Auth"enticAMD
   const Regs l1 = cpuid(1, 0);
   auto bit = [](uint32_t r, int i) { return (r >> i & 1u) != 0; };
   f.sse42 = bit(l1.c, 20);
@@ -69,6 +73,9 @@ void detect_x86(CpuFeatures& f) {
   f.avx512 = f.avx2 && os_zmm && bit(l7.b, 16) && bit(l7.b, 17) && bit(l7.b, 30) && bit(l7.b, 31);
   f.avx512_vnni = f.avx512 && bit(l7.c, 11);
   f.avx512_bf16 = f.avx512 && bit(l71.a, 5);
+  f.fast_bf16_dot = f.avx512_bf16 && amd;
+  // For measuring and for testing both paths on one machine.
+  if (const char* forced = std::getenv("HEDDLE_BF16_DOT")) f.fast_bf16_dot = f.avx512_bf16 && std::strcmp(forced, "on") == 0;
   f.avx512_fp16 = f.avx512 && bit(l7.d, 23);
   f.avx_vnni = f.avx2 && bit(l71.a, 4);
   f.amx_tile = os_amx && bit(l7.d, 24);

@@ -76,6 +76,24 @@ class Pool {
     wake_.notify_one();
   }
 
+  Task* remove(bool (*match)(const Task*, const void*), const void* context) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Task *kept = nullptr, *removed = nullptr, **kept_end = &kept, **removed_end = &removed;
+    tail_ = nullptr;
+    for (Task* t = head_; t; t = t->next) {
+      if (match(t, context)) {
+        *removed_end = t;
+        removed_end = &t->next;
+      } else {
+        *kept_end = tail_ = t;
+        kept_end = &t->next;
+      }
+    }
+    *kept_end = *removed_end = nullptr;
+    head_ = kept;
+    return removed;
+  }
+
   bool run(Region& region, int threads) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -180,6 +198,10 @@ int hardware_threads() {
 }
 
 void submit_task(Task* task, int threads) { Pool::get().submit(task, std::max(1, threads)); }
+
+Task* remove_tasks(bool (*match)(const Task*, const void*), const void* context) {
+  return Pool::get().remove(match, context);
+}
 
 bool run_region(const Exec& exec, int64_t count, int64_t grain, RegionFn fn, void* context) {
   if (count <= 0) return !exec.cancelled();

@@ -37,6 +37,8 @@ struct Task {
 
 int hardware_threads();
 void submit_task(Task* task, int threads);
+// Takes the tasks that wait in the queue and match out of it, and returns them as a list; running ones stay.
+Task* remove_tasks(bool (*match)(const Task* task, const void* context), const void* context);
 
 using RegionFn = void (*)(void* context, int64_t begin, int64_t end);
 bool run_region(const Exec& exec, int64_t count, int64_t grain, RegionFn fn, void* context);

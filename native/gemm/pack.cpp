@@ -26,20 +26,50 @@ Column column_of(const MatrixSource& first, const MatrixSource& second, int64_t 
   return {row < n ? (c < kHalfPanel ? &first : &second) : nullptr, row, c >= kHalfPanel};
 }
 
+// k values [k0, k0 + n) of a column as floats, zero beyond k or without a source. The type is decided once a run.
+void read_run(const Column& c, int64_t k0, int64_t n, int64_t k, float* out) {
+  const int64_t inside = c.source ? (k - k0 < n ? k - k0 : n) : 0;
+  for (int64_t i = inside < 0 ? 0 : inside; i < n; ++i) out[i] = 0.0f;
+  if (inside <= 0) return;
+  const MatrixSource& s = *c.source;
+  const int64_t base = c.row * s.n_stride + k0 * s.k_stride;
+  if (s.type == DType::kFloat32) {
+    const float* f = static_cast<const float*>(s.data) + base;
+    for (int64_t i = 0; i < inside; ++i) out[i] = f[i * s.k_stride];
+  } else if (s.type == DType::kBFloat16) {
+    const uint16_t* h = static_cast<const uint16_t*>(s.data) + base;
+    for (int64_t i = 0; i < inside; ++i) out[i] = bf16_to_float(h[i * s.k_stride]);
+  } else if (s.type == DType::kFloat8E4M3) {
+    for (int64_t i = 0; i < inside; ++i) out[i] = s.at(c.row, k0 + i);
+  } else {
+    const uint16_t* h = static_cast<const uint16_t*>(s.data) + base;
+    for (int64_t i = 0; i < inside; ++i) out[i] = f16_to_float(h[i * s.k_stride]);
+  }
+}
+
+// k values packed at a time: 32 columns of them (2 KiB) stay in L1 while they are dealt out.
+constexpr int64_t kRun = 16;
+
 void pack_f32(const Column* columns, int64_t k, char* out) {
   float* f = reinterpret_cast<float*>(out);
-  for (int c = 0; c < kPanel; ++c) {
-    for (int64_t i = 0; i < k; ++i) f[i * kPanel + c] = columns[c].source ? columns[c].source->at(columns[c].row, i) : 0;
+  for (int64_t k0 = 0; k0 < k; k0 += kRun) {
+    const int64_t n = k - k0 < kRun ? k - k0 : kRun;
+    for (int c = 0; c < kPanel; ++c) {
+      float run[kRun];
+      read_run(columns[c], k0, n, k, run);
+      for (int64_t i = 0; i < n; ++i) f[(k0 + i) * kPanel + c] = run[i];
+    }
   }
 }
 
 void pack_bf16(const Column* columns, int64_t k, int64_t steps, char* out) {
   uint16_t* h = reinterpret_cast<uint16_t*>(out);
-  for (int c = 0; c < kPanel; ++c) {
-    for (int64_t i = 0; i < steps * 2; ++i) {
-      const bool inside = columns[c].source && i < k;
-      h[((i >> 1) * kPanel + c) * 2 + (i & 1)] =
-          inside ? float_to_bf16(columns[c].source->at(columns[c].row, i)) : uint16_t{0};
+  for (int64_t k0 = 0; k0 < steps * 2; k0 += kRun) {
+    const int64_t n = steps * 2 - k0 < kRun ? steps * 2 - k0 : kRun;
+    for (int c = 0; c < kPanel; ++c) {
+      float run[kRun];
+      read_run(columns[c], k0, n, k, run);
+      for (int64_t i = 0; i < n; ++i) h[(((k0 + i) >> 1) * kPanel + c) * 2 + ((k0 + i) & 1)] = float_to_bf16(run[i]);
     }
   }
 }
@@ -130,7 +160,7 @@ Status pack_matrix(PackedMatrix& out, PackType type, const MatrixSource& first, 
       if (!w) return failed.store(true);
       for (int c = 0; c < kPanel; ++c) {
         const Column& column = columns[c];
-        for (int64_t i = 0; i < padded; ++i) w[i] = column.source && i < k ? column.source->at(column.row, i) : 0.0f;
+        read_run(column, 0, padded, k, w);
         int64_t i = 0;
         while (i < padded && std::isfinite(w[i])) ++i;
         if (i < padded) {

@@ -48,7 +48,9 @@ bool has_dot(Isa isa, PackType type) {
   if (isa == Isa::kNeon && type == PackType::kBFloat16) return f.arm_bf16;
   if (isa == Isa::kNeon) return f.arm_dotprod && type != PackType::kFloat32 && type != PackType::kFloat8;
 #endif
-  return isa == Isa::kAvx512 && type != PackType::kFloat32 && type != PackType::kFloat8 && f.avx512_bf16 && f.avx512_vnni;
+  if (isa != Isa::kAvx512 || type == PackType::kFloat32 || type == PackType::kFloat8) return false;
+  if (!f.avx512_bf16 || !f.avx512_vnni) return false;
+  return type != PackType::kBFloat16 || f.fast_bf16_dot;
 }
 
 #if defined(HEDDLE_ARM_DOT)

@@ -79,15 +79,59 @@ HEDDLE_INLINE void score_row(const float* l, float m, int32_t experts, RouterSco
   for (int32_t i = 0; i < experts; i += W) store(s + i, apply_score(load(l + i), score));
 }
 
-// Order-preserving integers: a < b as floats iff key(a) < key(b); -0 equals +0.
-HEDDLE_INLINE vi sort_key(vf x) {
-  const vi bits = as_int(add(x, set1(0.0f)));
-  return xori(bits, srl<1>(sra<31>(bits)));
-}
+// Order-preserving integers: a < b as floats iff key(a) < key(b); -0 equals +0. The map is its own inverse.
+HEDDLE_INLINE vi flip_negative(vi bits) { return xori(bits, srl<1>(sra<31>(bits))); }
+HEDDLE_INLINE vi sort_key(vf x) { return flip_negative(as_int(add(x, set1(0.0f)))); }
+HEDDLE_INLINE vf key_value(vi key) { return as_float(flip_negative(key)); }
 
 // Whether the weights need the sum over all experts.
 HEDDLE_INLINE bool needs_full_softmax(const RouterOptions& o) {
   return o.score == RouterScore::kSoftmax && !o.over_selected && !(o.normalize && o.epsilon == 0.0f && o.floor == 0.0f);
+}
+
+// Scores of W selected logits (missing lanes and ids of -1 hold -Inf and get 0). Softmax: exp(x - shift), divided
+// by `full_sum` where the definition divides by the sum over all experts.
+HEDDLE_INLINE vf selected_scores(const RouterOptions& o, vf x, vf shift, bool full, vf full_sum) {
+  if (o.score != RouterScore::kSoftmax) return apply_score(x, o.score);
+  const vf e = exp(sub(x, shift));
+  return full ? div(e, full_sum) : e;
+}
+
+// What the scores are divided by and multiplied with: w = s / divisor * scale.
+HEDDLE_INLINE float weight_divisor(const RouterOptions& o, bool full, float sum) {
+  if (o.score == RouterScore::kSoftmax && !full) return sum;  // softmax over the selected, or its equal
+  if (!o.normalize) return 1.0f;
+  sum += o.epsilon;
+  return sum < o.floor ? o.floor : sum;
+}
+
+HEDDLE_INLINE vf finish_weights(vf s, float divisor, float scale) {
+  if (divisor <= 0.0f) return set1(0.0f);
+  if (divisor != 1.0f) s = div(s, set1(divisor));
+  return scale == 1.0f ? s : mul(s, set1(scale));
+}
+
+// Normalised scores that all underflow: for x below -87 sigmoid(x) is e^x and sqrt(softplus(x)) is e^(x/2) to the last
+// bit, so their ratios are those of a softmax. Only rows without any finite logit keep weights of 0.
+HEDDLE_INLINE bool scores_vanished(const RouterOptions& o, float sum) {
+  return sum <= 0.0f && o.normalize && o.score != RouterScore::kSoftmax && o.epsilon == 0.0f && o.floor == 0.0f;
+}
+HEDDLE_INLINE vf vanished_scores(const RouterOptions& o, vf x, float top) {
+  if (top == kNegInf) return set1(0.0f);
+  return exp(mul(sub(x, set1(top)), set1(o.score == RouterScore::kSigmoid ? 1.0f : 0.5f)));
+}
+
+// Weights of one row whose k <= W selected logits are the lanes of x, the largest of them `shift`.
+HEDDLE_INLINE vf weights_of_lanes(const RouterOptions& o, vf x, vf shift, float full_sum) {
+  const bool full = needs_full_softmax(o);
+  vf s = selected_scores(o, x, shift, full, set1(full_sum));
+  const bool sums = o.normalize || (o.score == RouterScore::kSoftmax && !full);
+  float sum = sums ? reduce_add(s) : 0.0f;
+  if (scores_vanished(o, sum)) {
+    s = vanished_scores(o, x, reduce_max(x));
+    sum = reduce_add(s);
+  }
+  return finish_weights(s, weight_divisor(o, full, sum), o.scale);
 }
 
 // Weights of the k selected experts of one row. `l` as read_row left it, m its maximum, full_sum the sum of
@@ -97,47 +141,44 @@ HEDDLE_INLINE void selected_weights(const RouterOptions& o, const float* l, floa
   const int32_t padded = round_up(k, W);
   for (int32_t j = 0; j < k; ++j) x[j] = ids[j] < 0 ? kNegInf : l[ids[j]];
   for (int32_t j = k; j < padded; ++j) x[j] = kNegInf;
-  bool normalize = o.normalize;
-  if (o.score == RouterScore::kSoftmax) {
-    const bool full = needs_full_softmax(o);
-    float top = m;
-    if (!full) {
-      vf t = set1(kNegInf);
-      for (int32_t j = 0; j < padded; j += W) t = max(t, load(x + j));
-      top = reduce_max(t);
-      if (top == kNegInf) {  // only -Inf selected: uniform over the valid ones
-        for (int32_t j = 0; j < k; ++j) x[j] = ids[j] < 0 ? kNegInf : 0.0f;
-        top = 0.0f;
-      }
-      normalize = true;
-    }
-    for (int32_t j = 0; j < padded; j += W) store(x + j, exp(sub(load(x + j), set1(top))));
-    if (full) {
-      for (int32_t j = 0; j < padded; j += W) store(x + j, div(load(x + j), set1(full_sum)));
-    }
-  } else {
-    for (int32_t j = 0; j < padded; j += W) store(x + j, apply_score(load(x + j), o.score));
-    for (int32_t j = 0; j < k; ++j) {
-      if (ids[j] < 0) x[j] = 0.0f;
+  const bool full = needs_full_softmax(o);
+  float top = m;
+  if (o.score == RouterScore::kSoftmax && !full) {
+    vf t = set1(kNegInf);
+    for (int32_t j = 0; j < padded; j += W) t = max(t, load(x + j));
+    top = reduce_max(t);
+    if (top == kNegInf) {  // only -Inf selected: uniform over the valid ones
+      for (int32_t j = 0; j < k; ++j) x[j] = ids[j] < 0 ? kNegInf : 0.0f;
+      top = 0.0f;
     }
   }
-  float factor = o.scale;
-  if (normalize) {
-    float sum = 0.0f;
-    for (int32_t j = 0; j < k; ++j) sum += x[j];
-    if (!o.over_selected) {
-      sum += o.epsilon;
-      if (sum < o.floor) sum = o.floor;
-    }
-    if (sum <= 0.0f) {
-      factor = 0.0f;
-    } else if (o.scale == 1.0f) {
-      for (int32_t j = 0; j < k; ++j) w[j] = x[j] / sum;
-      return;
-    } else {
-      for (int32_t j = 0; j < k; ++j) w[j] = x[j] / sum * o.scale;
-      return;
-    }
+  if (padded == W) {
+    store_n(w, weights_of_lanes(o, load(x), set1(top), full_sum), k);
+    return;
   }
-  for (int32_t j = 0; j < k; ++j) w[j] = x[j] * factor;
+  vf sum = set1(0.0f), largest = set1(kNegInf);
+  for (int32_t j = 0; j < padded; j += W) {
+    const vf v = load(x + j);
+    const vf s = selected_scores(o, v, set1(top), full, set1(full_sum));
+    largest = max(largest, v);
+    store(x + j, s);
+    sum = add(sum, s);
+  }
+  float total = reduce_add(sum);
+  if (scores_vanished(o, total)) {
+    sum = set1(0.0f);
+    for (int32_t j = 0; j < k; ++j) x[j] = ids[j] < 0 ? kNegInf : l[ids[j]];
+    for (int32_t j = k; j < padded; ++j) x[j] = kNegInf;
+    for (int32_t j = 0; j < padded; j += W) {
+      const vf s = vanished_scores(o, load(x + j), reduce_max(largest));
+      store(x + j, s);
+      sum = add(sum, s);
+    }
+    total = reduce_add(sum);
+  }
+  const float divisor = weight_divisor(o, full, total);
+  for (int32_t j = 0; j < k; j += W) {
+    const vf v = finish_weights(load(x + j), divisor, o.scale);
+    if (k - j >= W) store(w + j, v); else store_n(w + j, v, k - j);
+  }
 }

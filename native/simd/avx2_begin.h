@@ -132,3 +132,4 @@ HEDDLE_INLINE vi spread_maxi(vi v) {
   v = maxi(v, _mm256_shuffle_epi32(v, 0x4e));
   return maxi(v, _mm256_shuffle_epi32(v, 0xb1));
 }
+HEDDLE_INLINE vf reciprocal(vf d) { return div(set1(1.0f), d); }

@@ -119,3 +119,4 @@ HEDDLE_INLINE float reduce_max(vf v) { return vmaxvq_f32(v); }
 HEDDLE_INLINE int32_t reduce_maxi(vi v) { return vmaxvq_s32(v); }
 HEDDLE_INLINE int32_t reduce_mini(vi v) { return vminvq_s32(v); }
 HEDDLE_INLINE vi spread_maxi(vi v) { return vdupq_n_s32(vmaxvq_s32(v)); }
+HEDDLE_INLINE vf reciprocal(vf d) { return div(set1(1.0f), d); }

@@ -1,6 +1,6 @@
 // Opens the scalar region: one lane, no instruction beyond the platform's baseline. Close with simd/end.h.
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((unused)), apply_to = function)
+#pragma clang attribute push
 #elif defined(__GNUC__)
 #pragma GCC push_options
 #endif
@@ -96,3 +96,4 @@ HEDDLE_INLINE float reduce_max(vf v) { return v; }
 HEDDLE_INLINE int32_t reduce_maxi(vi v) { return v.v; }
 HEDDLE_INLINE int32_t reduce_mini(vi v) { return v.v; }
 HEDDLE_INLINE vi spread_maxi(vi v) { return v; }
+HEDDLE_INLINE vf reciprocal(vf d) { return 1.0f / d; }

@@ -23,7 +23,28 @@ export interface PreparedCase {
   compare?(actual: Tensor[], expected: Tensor[]): Comparison;
   /** A call that reuses its outputs, for timing. Default: `run`. */
   timed?(options: OpOptions): () => unknown;
+  /** Part of a case that is too large for the reference: what `heddle bench` checks and times instead. */
+  slice?: CaseSlice;
+  /** Frees native memory (packed weights); `verify` and `bench` call it when they are done with the case. */
+  dispose?(): void;
 }
+
+/** Part of a case, on the same data (the first tokens, say). */
+export interface CaseSlice {
+  prepared: PreparedCase;
+  /** Its share of the whole case's work: the reference's time is divided by it. */
+  fraction: number;
+  /** The same part of the whole case's outputs. */
+  of(outputs: Tensor[]): Tensor[];
+}
+
+/** The same work in another library: its name for the op and what that op needs to know (see bench/peers). */
+export interface PeerSpec {
+  op: string;
+  [parameter: string]: string | number | boolean;
+}
+
+export type PeerName = 'pytorch' | 'onnxruntime';
 
 /**
  * One row of an op's table. Tests run every row on every backend and instruction set against the reference;
@@ -38,6 +59,10 @@ export interface OpCase {
   /** Work of one call, for rates. */
   flops?: number;
   bytes?: number;
+  /** Which arithmetic peak `flops` is held against. Default: f32. */
+  peak?: 'f32' | 'bf16' | 'int8';
+  /** Who else does this, for `heddle bench --peers`. */
+  peers?: Partial<Record<PeerName, PeerSpec>>;
   /** Unit and count for a throughput column, for example tokens. */
   items?: { unit: string; count: number };
   /** Timed by `heddle bench`. Too large for the reference rows set `verify: false`; bench then checks a slice. */
@@ -110,6 +135,25 @@ export function compareOutputs(actual: Tensor[], expected: Tensor[]): Comparison
 /** Whether a comparison is within the case's bound. */
 export function passes(c: Comparison, tolerance: number): boolean {
   return c.mismatches === 0 && c.relative <= tolerance;
+}
+
+/** What is wrong with a comparison, or `undefined`. */
+export function missOf(c: Comparison, tolerance: number): string | undefined {
+  if (passes(c, tolerance)) return undefined;
+  if (c.detail !== undefined) return c.detail;
+  if (c.mismatches > 0) return `${c.mismatches} elements differ`;
+  return `relative error ${c.relative.toExponential(2)} is above ${tolerance.toExponential(0)}`;
+}
+
+export function caseLabel(c: OpCase): string {
+  return `${c.op}: ${c.name}`;
+}
+
+/** The seed of one case in a run: it does not depend on which other cases run, so a filter repeats the same data. */
+export function caseSeed(seed: number, c: OpCase): number {
+  let h = 0x811c9dc5 ^ seed;
+  for (const ch of `${c.family}/${caseLabel(c)}`) h = Math.imul(h ^ ch.charCodeAt(0), 0x01000193);
+  return h | 0;
 }
 
 /** Bitwise equality of outputs: what thread counts and batches must not change. */

@@ -1,7 +1,27 @@
 import type { OpCase } from './case.ts';
 import { linearCases } from './linear.ts';
+import { combineCases } from './moe/combine.ts';
 import { expertsForwardCases } from './moe/expertsForward.ts';
+import { expertsForwardBenchCases } from './moe/expertsForwardBench.ts';
+import { permuteCases } from './moe/permute.ts';
+import { planDispatchCases } from './moe/planDispatch.ts';
+import { routeExpertChoiceCases } from './moe/routeExpertChoice.ts';
+import { routerLossCases } from './moe/routerLoss.ts';
+import { routeSinkhornCases } from './moe/routeSinkhorn.ts';
 import { routeTopKCases } from './moe/routeTopK.ts';
+import { routeTopKBackwardCases } from './moe/routeTopKBackward.ts';
 
 /** Every op's table. */
-export const allCases: OpCase[] = [...routeTopKCases, ...expertsForwardCases, ...linearCases];
+export const allCases: OpCase[] = [
+  ...routeTopKCases,
+  ...planDispatchCases,
+  ...permuteCases,
+  ...combineCases,
+  ...routeExpertChoiceCases,
+  ...routeSinkhornCases,
+  ...routerLossCases,
+  ...routeTopKBackwardCases,
+  ...expertsForwardCases,
+  ...linearCases,
+  ...expertsForwardBenchCases,
+];

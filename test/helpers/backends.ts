@@ -26,3 +26,8 @@ export function nativeVariants(): Variant[] {
     },
   }));
 }
+
+/** The reference, then every native variant. */
+export function everyVariant(): Variant[] {
+  return [{ name: 'reference', options: { backend: 'reference' }, use() {} }, ...nativeVariants()];
+}

@@ -74,6 +74,19 @@ describe.each(everywhere)('routeTopK on $name', ({ options, use }) => {
     expect(route([rows[4]], { k: 40 }).ids[39]).toBe(17);
   });
 
+  it('normalised scores that underflow keep their ratios', () => {
+    for (const score of ['sigmoid', 'sqrt-softplus'] as const) {
+      const half = score === 'sigmoid' ? 1 : 0.5;
+      for (const k of [2, 20]) {
+        const row = Array.from({ length: 24 }, (_, i) => (i === 3 ? -190 : i === 7 ? -191 : -400));
+        const { ids, weights } = route([row], { k, score, normalize: true });
+        expect(ids.slice(0, 2)).toEqual([3, 7]);
+        expect(weights[0]).toBeCloseTo(1 / (1 + Math.exp(-half)), 5);
+        expect(weights[1]).toBeCloseTo(1 / (1 + Math.exp(half)), 5);
+      }
+    }
+  });
+
   it('a masked-out expert is never selected; surplus routes are -1 with weight 0', () => {
     use();
     const mask = new Tensor('uint8', Uint8Array.from([0, 1, 0, 1]), [4]);

@@ -1,10 +1,11 @@
 import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
 import { type RouteTopKOptions, type Routing, routeTopK, routeTopKSync } from '../../../lib/moe/routeTopK.ts';
 import { Tensor } from '../../../lib/tensor.ts';
-import { compareOutputs, type OpCase } from '../case.ts';
+import { compareOutputs, type OpCase, type PeerSpec } from '../case.ts';
 import type { Random } from '../random.ts';
 
-interface Shape {
+/** What a routing case needs; {@link routeTopKCase} draws its data. */
+export interface RoutingShape {
   name: string;
   tokens: number;
   experts: number;
@@ -24,7 +25,7 @@ const deepseekV3 = {
   scale: 2.5,
 } as const;
 
-const shapes: Shape[] = [
+const shapes: RoutingShape[] = [
   { name: 'Mixtral', tokens: 67, experts: 8, options: { k: 2, normalize: true } },
   { name: 'Qwen3-MoE', tokens: 130, experts: 128, options: { k: 8, normalize: true } },
   { name: 'OLMoE', tokens: 97, experts: 64, options: { k: 8 } },
@@ -103,7 +104,7 @@ function outputs(r: Routing): Tensor[] {
   return [r.indices, r.weights] as Tensor[];
 }
 
-function prepare(shape: Shape, random: Random) {
+function prepare(shape: RoutingShape, random: Random) {
   const { tokens, experts } = shape;
   const type = shape.type ?? 'float32';
   const values = random.normals(tokens * experts, 2);
@@ -120,8 +121,37 @@ function prepare(shape: Shape, random: Random) {
   return { logits, options };
 }
 
-/** Routing cases: every published variant, odd sizes, every logit type. */
-export const routeTopKCases: OpCase[] = shapes.map((shape) => ({
+/** What PyTorch code for the same routing is given. */
+function pytorchSpec({ tokens, experts, options, type }: RoutingShape): PeerSpec {
+  const { k, groups } = options;
+  const common = { tokens, experts, k, type: type ?? 'float32' };
+  if (groups) {
+    return {
+      op: 'route_grouped',
+      ...common,
+      groups: groups.count,
+      keep: groups.keep,
+      scale: options.scale ?? 1,
+    };
+  }
+  if (options.softmaxOver === 'selected') return { op: 'route_topk_softmax', ...common };
+  return { op: 'route_softmax_topk', ...common, normalize: options.normalize ?? false };
+}
+
+function peersOf(shape: RoutingShape): OpCase['peers'] {
+  if (!shape.bench) return undefined;
+  const { tokens, experts, options, type } = shape;
+  const peers: OpCase['peers'] = { pytorch: pytorchSpec(shape) };
+  const plain = !options.groups && !options.score && !options.softmaxOver && !type;
+  if (plain) {
+    const normalize = options.normalize ?? false;
+    peers.onnxruntime = { op: 'route_softmax_topk', tokens, experts, k: options.k, normalize };
+  }
+  return peers;
+}
+
+/** The case of one shape. */
+export const routeTopKCase = (shape: RoutingShape): OpCase => ({
   family: 'moe',
   op: 'routeTopK',
   name: `${shape.name} T=${shape.tokens} E=${shape.experts} k=${shape.options.k}`,
@@ -130,6 +160,7 @@ export const routeTopKCases: OpCase[] = shapes.map((shape) => ({
     shape.tokens * (shape.experts * (shape.type && shape.type !== 'float32' ? 2 : 4) + shape.options.k * 8),
   items: { unit: 'token', count: shape.tokens },
   bench: shape.bench,
+  peers: peersOf(shape),
   prepare(random) {
     const { logits, options } = prepare(shape, random);
     return {
@@ -143,13 +174,16 @@ export const routeTopKCases: OpCase[] = shapes.map((shape) => ({
       compare: compareRouting,
     };
   },
-}));
+});
+
+/** Routing cases: every published variant, odd sizes, every logit type. */
+export const routeTopKCases: OpCase[] = shapes.map(routeTopKCase);
 
 /**
  * Selection may legitimately differ from float64 where two scores agree to float32 rounding. Such a swap shows as
  * different ids with weights that are equal to rounding; anything else is a mismatch.
  */
-function compareRouting(actual: Tensor[], expected: Tensor[]) {
+export function compareRouting(actual: Tensor[], expected: Tensor[]) {
   const c = compareOutputs(actual, expected);
   if (c.mismatches === 0) return c;
   const [ids, weights] = actual;
