@@ -27,6 +27,13 @@ export {
   packMatrixSync,
   type WeightType,
 } from './gemm/linear.ts';
-export { dequantize, type QuantizedTensor, type QuantizeOptions, quantize } from './gemm/quantize.ts';
+export {
+  dequantize,
+  type QuantizedTensor,
+  type QuantizedType,
+  type QuantizeOptions,
+  quantize,
+} from './gemm/quantize.ts';
+export type { RoundingOptions } from './gemm/weights.ts';
 export type { AsyncOpOptions, OpOptions } from './op.ts';
 export { type DType, type DTypeArrays, Tensor, type TensorLike } from './tensor.ts';

@@ -34,6 +34,8 @@ export interface QuantizedTensor {
   zero?: Tensor<'uint8'>;
 }
 
+export type { QuantizedType };
+
 export interface QuantizeOptions
   extends Pick<PackMatrixOptions, 'groupSize' | 'symmetric' | 'search' | 'calibration'> {
   type: QuantizedType;

@@ -196,7 +196,7 @@ Status pack_matrix(PackedMatrix& out, PackType type, const MatrixSource& first, 
           copy_mxfp4_column(out, p, c, column);
           continue;
         }
-        for (int64_t i = 0; i < padded; ++i) w[i] = column.source && i < k ? column.source->at(column.row, i) : 0.0f;
+        read_run(column, 0, padded, k, w);
         int64_t i = 0;
         while (i < padded && std::isfinite(w[i])) ++i;
         if (i < padded) {

@@ -11,10 +11,10 @@
 // Scratch: routes * (max(d, packed x) + f) * 4 bytes, nothing that grows with tokens x experts.
 //
 // Precision: accumulation in fp32 (int32 for integer weights), one chain per output in ascending k; activation and
-// combine in fp32. bf16 weights: x and h are rounded to bf16 as operands where the CPU has a fast bf16 dot product,
-// and stay fp32 elsewhere. float8: x and h stay fp32. int8: x and h are quantised to int8 per token (scale
-// max|x|/127); int4 and MXFP4: per
-// token and group. Bounds against float64 on the same dequantised weights: fp32 5e-6, bf16 5e-3.
+// combine in fp32. bf16 weights: x and h are rounded to bf16 as operands where the CPU has a fast bf16 dot
+// product, and stay fp32 elsewhere. float8: x and h stay fp32. int8: x and h are quantised to int8 per token (scale
+// max|x|/127); int4 and MXFP4: per token and group. Bounds against float64 on the same dequantised weights: fp32 and
+// float8 5e-6, bf16 5e-3.
 //
 // A token's result does not depend on the batch, its order, or the threads: rows never mix, and each phase
 // computes a row with the same instructions in the same order at every M.
@@ -81,8 +81,8 @@ struct PackExpertsArgs {
   std::shared_ptr<ExpertBank> bank;
   std::vector<ExpertSource> sources;
   size_t first = 0;  // slot of the first source; no running forward may use the slots that are packed
-  PackOptions options;                           // mean_square is taken from the two below
-  const float* hidden_mean_square = nullptr;     // [d], for gate and up
+  PackOptions options;                              // mean_square is taken from the two below
+  const float* hidden_mean_square = nullptr;        // [d], for gate and up
   const float* intermediate_mean_square = nullptr;  // [f], for down
 };
 // As pack_matrix; a bad value's index counts gate [f, d], up [f, d] and down [d, f] of expert after expert.
