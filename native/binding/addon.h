@@ -5,5 +5,6 @@ namespace heddle::binding {
 
 // Each family adds its ops to the module's exports.
 void register_moe(Napi::Env env, Napi::Object exports);
+void register_attention(Napi::Env env, Napi::Object exports);
 
 }  // namespace heddle::binding

@@ -1,5 +1,6 @@
+import { attentionCases } from './attention/attention.ts';
 import type { OpCase } from './case.ts';
 import { routeTopKCases } from './moe/routeTopK.ts';
 
 /** Every op's table. */
-export const allCases: OpCase[] = [...routeTopKCases];
+export const allCases: OpCase[] = [...routeTopKCases, ...attentionCases];

@@ -1,0 +1,13 @@
+export {
+  type AttentionForwardOptions,
+  type AttentionResult,
+  attention,
+  attentionSync,
+} from './attention.ts';
+export {
+  type AttentionOptions,
+  type HeadVector,
+  type IdArray,
+  MAX_HEAD_DIM,
+  type Strides,
+} from './options.ts';

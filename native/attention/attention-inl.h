@@ -1,0 +1,298 @@
+// See attention.h for the definition and what the design rests on.
+
+// Scratch of one unit, all in floats.
+struct UnitScratch {
+  float *query, *sums, *shift, *total, *scores, *keys, *values, *mean;
+  int64_t floats;
+};
+
+template <class K>
+HEDDLE_INLINE UnitScratch unit_scratch(const AttentionProblem& p, int64_t block, float* base) {
+  const int64_t rows = (block * p.group() + kRows - 1) / kRows;  // in whole micro-kernels
+  const int panel = panel_keys(p.head_dim, p.value_dim), columns = K::columns(p.value_dim);
+  UnitScratch u;
+  int64_t at = 0;
+  auto take = [&](int64_t n) {
+    float* x = base + at;
+    at += (n + 15) / 16 * 16;
+    return x;
+  };
+  u.query = take(rows * K::steps(p.head_dim) * kRowStride);
+  u.sums = take(rows * kRows * columns);
+  u.shift = take(rows * kRows + W);
+  u.total = take(rows * kRows);
+  u.scores = take(int64_t{kRows} * kScoreStride);
+  u.keys = take(int64_t{K::steps(p.head_dim)} * panel);
+  u.values = take(int64_t{columns} * panel / K::kStep);
+  u.mean = take(columns);
+  u.floats = at;
+  return u;
+}
+
+struct Panel {
+  int64_t key;     // first key, inside the sequence
+  int size;        // keys that its packing has room for
+  bool finite;     // no packed value is infinite or NaN
+  uint16_t packed; // sub-panels that are packed
+};
+
+template <class K>
+HEDDLE_INLINE void pack_panel(const AttentionProblem& p, const AttentionUnit& u, Panel* panel, const UnitScratch& m) {
+  const Vectors keys{p.key, p.type, p.key_stride[3], p.head_dim};
+  const Vectors values{p.value, p.type, p.value_stride[3], p.value_dim};
+  const Sequence& s = u.sequence;
+  const int64_t k_base = s.batch * p.key_stride[0] + u.key_head * p.key_stride[2];
+  const int64_t v_base = s.batch * p.value_stride[0] + u.key_head * p.value_stride[2];
+  panel->finite = true;
+  for (int sub = 0; sub < panel->size / kSub; ++sub) {
+    if (!(panel->packed >> sub & 1)) continue;
+    int64_t k_at[kSub], v_at[kSub];
+    for (int j = 0; j < kSub; ++j) {
+      const int64_t key = panel->key + sub * kSub + j;
+      k_at[j] = key < s.keys ? k_base + (s.key_begin + key) * p.key_stride[1] : -1;
+      v_at[j] = key < s.keys ? v_base + (s.key_begin + key) * p.value_stride[1] : -1;
+    }
+    for (int j = 0; j < kSub; j += kColumns) {
+      K::pack_transposed(keys, k_at + j, kColumns, m.keys + (sub * kSub + j) * int64_t{K::steps(p.head_dim)}, kColumns);
+    }
+    panel->finite &= K::pack_values(values, v_at, sub, panel->size, m.values);
+  }
+}
+
+// Calls k.template run<R>() for R == rows.
+template <int R, class F>
+HEDDLE_INLINE void with_rows(int rows, const F& f) {
+  if constexpr (R > 1) {
+    if (rows < R) return with_rows<R - 1>(rows, f);
+  }
+  f.template run<R>();
+}
+
+template <class K>
+struct ScoresCall {
+  const float *q, *keys;
+  int steps;
+  const Run* runs;
+  int run_count;
+  float* scores;
+  template <int R>
+  inline void run() const {
+    for (int n = 0; n < run_count; ++n) {
+      for (int j = runs[n].begin * kSub; j < runs[n].end * kSub; j += kColumns) {
+        K::template scores<R>(q, keys + int64_t{j} * steps, steps, scores + j);
+      }
+    }
+  }
+};
+
+template <class K>
+struct ValuesCall {
+  const float *weights, *values;
+  int panel, value_dim;
+  const Run* runs;
+  int run_count;
+  const float* alpha;
+  float* sums;
+  int64_t stride;
+  template <int R>
+  inline void run() const {
+    for (int c = 0; c < value_dim; c += kColumns) {
+      const float* v = values + int64_t{c} * panel / K::kStep;
+      if (value_dim - c > W) {
+        K::template values<R, 2>(weights, v, runs, run_count, alpha, sums + c, stride);
+      } else {
+        K::template values<R, 1>(weights, v, runs, run_count, alpha, sums + c, stride);
+      }
+    }
+  }
+};
+
+HEDDLE_INLINE float row_max(const float* s, const Run* runs, int run_count) {
+  vf a = set1(kNegInf), b = a;
+  for (int n = 0; n < run_count; ++n) {
+    for (int j = runs[n].begin * kSub; j < runs[n].end * kSub; j += 2 * W) {
+      a = max(load(s + j), a);  // a NaN score leaves the maximum alone and shows in its weight
+      b = max(load(s + j + W), b);
+    }
+  }
+  return reduce_max(max(a, b));
+}
+
+// One micro-kernel's rows over one panel.
+template <class K>
+HEDDLE_INLINE void attend_rows(const AttentionProblem& p, const Sequence& s, const Panel& panel, const UnitScratch& m,
+                               const RowView* rows, int count, int64_t first, bool transform) {
+  Run runs[kMaxPanel / kSub];
+  int run_count = 0;
+  for (int sub = 0; sub < panel.size / kSub; ++sub) {
+    if (!(panel.packed >> sub & 1) || !sub_is_seen(p, s, rows, count, panel.key + sub * kSub)) continue;
+    if (run_count && runs[run_count - 1].end == sub) {
+      ++runs[run_count - 1].end;
+    } else {
+      runs[run_count++] = {sub, sub + 1};
+    }
+  }
+  if (!run_count) return;
+  const int steps = K::steps(p.head_dim);
+  const int64_t stride = K::columns(p.value_dim);
+  with_rows<kRows>(count, ScoresCall<K>{m.query + first * steps / kRows * kRowStride, m.keys, steps, runs, run_count,
+                                        m.scores});
+  const float factor = transform ? kLog2e : p.scale * kLog2e;
+  alignas(64) float alpha[kRowStride] = {}, shift[kRowStride] = {}, sum[kRowStride] = {};
+  for (int r = 0; r < count; ++r) {
+    float* row = m.scores + r * kScoreStride;
+    for (int n = 0; n < run_count; ++n) {
+      for (int sub = runs[n].begin; sub < runs[n].end; ++sub) mask_sub(p, s, rows[r], transform, panel.key, sub, row);
+    }
+    const float top = row_max(row, runs, run_count) * factor, before = m.shift[first + r];
+    shift[r] = top > before ? top : before;
+    alpha[r] = before - (shift[r] == kNegInf ? 0.0f : shift[r]);
+  }
+  for (int r = 0; r < kRowStride; r += W) store(alpha + r, exp2_lanes(load(alpha + r)));
+  for (int r = 0; r < count; ++r) {
+    float* row = m.scores + r * kScoreStride;
+    sum[r] = K::exp_row(row, runs, run_count, factor, shift[r] == kNegInf ? 0.0f : shift[r]);
+    m.shift[first + r] = shift[r];
+    m.total[first + r] = m.total[first + r] * alpha[r] + sum[r];
+  }
+  float* sums = m.sums + first * stride;
+  if (panel.finite) {
+    with_rows<kRows>(count, ValuesCall<K>{m.scores, m.values, panel.size, p.value_dim, runs, run_count, alpha, sums, stride});
+    return;
+  }
+  for (int c = 0; c < p.value_dim; c += kColumns) {
+    K::careful_values(count, m.scores, m.values + int64_t{c} * panel.size / K::kStep, runs, run_count, alpha, sums + c,
+                      stride);
+  }
+}
+
+// Mean of all values of a sequence, for emptyRows 'uniform'.
+HEDDLE_INLINE void mean_value(const AttentionProblem& p, const AttentionUnit& u, float* mean) {
+  const Vectors values{p.value, p.type, p.value_stride[3], p.value_dim};
+  const Sequence& s = u.sequence;
+  const int64_t base = s.batch * p.value_stride[0] + u.key_head * p.value_stride[2] + s.key_begin * p.value_stride[1];
+  for (int c = 0; c < p.value_dim; c += W) {
+    vf total = set1(0.0f);
+    for (int64_t j = 0; j < s.keys; j += kMaxPanel) {  // in blocks: a million keys in one chain would drift
+      const int64_t end = j + kMaxPanel < s.keys ? j + kMaxPanel : s.keys;
+      vf sum = set1(0.0f);
+      for (int64_t i = j; i < end; ++i) sum = add(sum, load_lanes(values, base + i * p.value_stride[1], c));
+      total = add(total, sum);
+    }
+    store(mean + c, s.keys ? div(total, set1(static_cast<float>(s.keys))) : set1(0.0f));
+  }
+}
+
+// Divides a row by its total, adds the sink, writes output and log-sum-exp.
+HEDDLE_INLINE void finish_row(const AttentionArgs& a, const AttentionUnit& u, const RowView& row, const float* sums,
+                              float shift, float total, const float* mean) {
+  const AttentionProblem& p = a.problem;
+  const Sequence& s = u.sequence;
+  const int64_t query = s.query_begin + row.position;
+  float factor = 1.0f;
+  if (p.sinks) {
+    const float sink = p.sinks[row.head] * kLog2e, top = sink > shift ? sink : shift;
+    if (top > kNegInf) {
+      factor = reduce_max(exp2_lanes(set1(shift - top)));
+      total = total * factor + reduce_max(exp2_lanes(set1(sink - top)));
+      shift = top;
+    }
+  }
+  const bool empty = shift == kNegInf;
+  const int64_t out = ((s.batch * p.queries + query) * p.query_heads + row.head) * p.value_dim;
+  for (int c = 0; c < p.value_dim; c += W) {
+    vf o = set1(0.0f);
+    if (!empty) o = div(mul(load(sums + c), set1(factor)), set1(total));
+    if (empty && mean) o = load(mean + c);
+    store_float(a.output, p.type, out + c, o, p.value_dim - c);
+  }
+  if (a.log_sum_exp) {
+    const int64_t at = (s.batch * p.query_heads + row.head) * p.queries + query;
+    a.log_sum_exp[at] = empty ? kNegInf : shift * kLn2 + reduce_max(log_normal(set1(total)));
+  }
+}
+
+template <class K>
+static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
+  const AttentionProblem& p = a.problem;
+  const Sequence& s = u.sequence;
+  const int64_t group = p.group(), count = (u.end - u.begin) * group;
+  const int64_t bytes = unit_scratch<K>(p, u.end - u.begin, nullptr).floats * 4;
+  float* base = static_cast<float*>(attention_scratch(bytes));
+  if (!base) return false;
+  const UnitScratch m = unit_scratch<K>(p, u.end - u.begin, base);
+  const int steps = K::steps(p.head_dim);
+  const int64_t columns = K::columns(p.value_dim);
+  auto view = [&](int64_t row) {
+    const int64_t i = u.begin + row / group;
+    return RowView{i, static_cast<int32_t>(u.key_head * group + row % group), key_range(p, s, i)};
+  };
+
+  const Vectors queries{p.query, p.type, p.query_stride[3], p.head_dim};
+  for (int64_t r = 0; r < count; r += kRows) {
+    int64_t at[kRowStride];
+    for (int i = 0; i < kRowStride; ++i) {
+      const RowView row = view(r + i < count ? r + i : 0);
+      at[i] = i >= kRows || r + i >= count ? -1
+                                           : s.batch * p.query_stride[0] + row.head * p.query_stride[2] +
+                                                 (s.query_begin + row.position) * p.query_stride[1];
+    }
+    K::pack_transposed(queries, at, kRowStride, m.query + r * steps / kRows * kRowStride, kRowStride);
+  }
+  for (int64_t i = 0; i < count * columns; ++i) m.sums[i] = 0.0f;
+  for (int64_t r = 0; r < count; ++r) {
+    m.shift[r] = kNegInf;
+    m.total[r] = 0.0f;
+  }
+
+  const bool transform = has_transform(p);
+  const KeyRange first = key_range(p, s, u.begin), last = key_range(p, s, u.end - 1);
+  const KeyRange all = p.query_ids ? KeyRange{0, s.keys} : KeyRange{first.lo, last.hi};
+  Panel panel{};
+  panel.size = panel_keys(p.head_dim, p.value_dim);
+  for (panel.key = all.lo / panel.size * panel.size; panel.key < all.hi; panel.key += panel.size) {
+    panel.packed = 0;
+    for (int sub = 0; sub < panel.size / kSub; ++sub) {
+      const int64_t key = panel.key + sub * kSub;
+      if (key < all.hi && key + kSub > all.lo) panel.packed = static_cast<uint16_t>(panel.packed | 1u << sub);
+    }
+    pack_panel<K>(p, u, &panel, m);
+    for (int64_t r = 0; r < count; r += kRows) {
+      RowView rows[kRows];
+      const int n = count - r < kRows ? static_cast<int>(count - r) : kRows;
+      for (int i = 0; i < n; ++i) rows[i] = view(r + i);
+      attend_rows<K>(p, s, panel, m, rows, n, r, transform);
+    }
+  }
+
+  const float* mean = nullptr;
+  for (int64_t r = 0; r < count; ++r) {
+    if (p.uniform_empty && !mean && m.shift[r] == kNegInf) {
+      mean_value(p, u, m.mean);
+      mean = m.mean;
+    }
+    finish_row(a, u, view(r), m.sums + r * columns, m.shift[r], m.total[r], mean);
+  }
+  return true;
+}
+
+Status attention_units(const AttentionArgs& a, const Exec& exec) {
+  Failure failure;
+#if defined(HEDDLE_ATTENTION_BF16)
+  const bool pairs = a.problem.type == DType::kBFloat16 && has_bf16_products();
+#endif
+  const bool done = parallel_for(exec, a.plan->units, a.plan->grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const AttentionUnit u = unit_of(a.problem, *a.plan, i);
+      bool ok;
+#if defined(HEDDLE_ATTENTION_BF16)
+      ok = pairs ? attend_unit<paired::Kernels>(a, u) : attend_unit<single::Kernels>(a, u);
+#else
+      ok = attend_unit<single::Kernels>(a, u);
+#endif
+      if (!ok) failure.set();
+    }
+  });
+  if (failure.get()) return kNoMemory;
+  return done ? kOk : kCancelled;
+}
