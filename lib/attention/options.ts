@@ -322,6 +322,12 @@ export function prepareAttention(
     }
     n[N.segments] = queryOffsets.length - 1;
   }
+  const alibi = headVector(o.alibiSlopes, heads, 'alibiSlopes');
+  const sinks = headVector(o.sinks, heads, 'sinks');
+  for (const x of [alibi, sinks]) if (x !== null) inputs.push(makeTensor('float32', x, [x.length]));
+  for (const x of [queryIds, keyIds, queryOffsets, keyOffsets]) {
+    if (x !== null) inputs.push(makeTensor('int32', x, [x.length]));
+  }
   const args: AttentionArguments = [
     n,
     DTYPE_CODE[query.tensor.type],
@@ -330,8 +336,8 @@ export function prepareAttention(
     value.tensor.data,
     bias === null ? null : bias.data,
     bias === null ? 0 : DTYPE_CODE[bias.type],
-    headVector(o.alibiSlopes, heads, 'alibiSlopes'),
-    headVector(o.sinks, heads, 'sinks'),
+    alibi,
+    sinks,
     mask === null ? null : mask.data,
     blocks === null ? null : blocks.data,
     queryIds,

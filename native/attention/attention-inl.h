@@ -6,10 +6,9 @@ struct UnitScratch {
   int64_t floats;
 };
 
-template <class K>
 HEDDLE_INLINE UnitScratch unit_scratch(const AttentionProblem& p, int64_t block, float* base) {
   const int64_t rows = (block * p.group() + kRows - 1) / kRows;  // in whole micro-kernels
-  const int panel = panel_keys(p.head_dim, p.value_dim), columns = K::columns(p.value_dim);
+  const int panel = panel_keys(p.head_dim, p.value_dim), columns = whole_columns(p.value_dim);
   UnitScratch u;
   int64_t at = 0;
   auto take = [&](int64_t n) {
@@ -17,13 +16,13 @@ HEDDLE_INLINE UnitScratch unit_scratch(const AttentionProblem& p, int64_t block,
     at += (n + 15) / 16 * 16;
     return x;
   };
-  u.query = take(rows * K::steps(p.head_dim) * kRowStride);
+  u.query = take(rows * p.head_dim * kRowStride);
   u.sums = take(rows * kRows * columns);
   u.shift = take(rows * kRows + W);
   u.total = take(rows * kRows);
   u.scores = take(int64_t{kRows} * kScoreStride);
-  u.keys = take(int64_t{K::steps(p.head_dim)} * panel);
-  u.values = take(int64_t{columns} * panel / K::kStep);
+  u.keys = take(int64_t{p.head_dim} * panel);
+  u.values = take(int64_t{columns} * panel);
   u.mean = take(columns);
   u.floats = at;
   return u;
@@ -36,7 +35,6 @@ struct Panel {
   uint16_t packed; // sub-panels that are packed
 };
 
-template <class K>
 HEDDLE_INLINE void pack_panel(const AttentionProblem& p, const AttentionUnit& u, Panel* panel, const UnitScratch& m) {
   const Vectors keys{p.key, p.type, p.key_stride[3], p.head_dim};
   const Vectors values{p.value, p.type, p.value_stride[3], p.value_dim};
@@ -53,9 +51,9 @@ HEDDLE_INLINE void pack_panel(const AttentionProblem& p, const AttentionUnit& u,
       v_at[j] = key < s.keys ? v_base + (s.key_begin + key) * p.value_stride[1] : -1;
     }
     for (int j = 0; j < kSub; j += kColumns) {
-      K::pack_transposed(keys, k_at + j, kColumns, m.keys + (sub * kSub + j) * int64_t{K::steps(p.head_dim)}, kColumns);
+      pack_transposed(keys, k_at + j, kColumns, m.keys + (sub * kSub + j) * int64_t{p.head_dim}, kColumns);
     }
-    panel->finite &= K::pack_values(values, v_at, sub, panel->size, m.values);
+    panel->finite &= pack_values(values, v_at, sub, panel->size, m.values);
   }
 }
 
@@ -68,10 +66,9 @@ HEDDLE_INLINE void with_rows(int rows, const F& f) {
   f.template run<R>();
 }
 
-template <class K>
 struct ScoresCall {
   const float *q, *keys;
-  int steps;
+  int dim;
   const Run* runs;
   int run_count;
   float* scores;
@@ -79,13 +76,12 @@ struct ScoresCall {
   inline void run() const {
     for (int n = 0; n < run_count; ++n) {
       for (int j = runs[n].begin * kSub; j < runs[n].end * kSub; j += kColumns) {
-        K::template scores<R>(q, keys + int64_t{j} * steps, steps, scores + j);
+        score_tile<R>(q, keys + int64_t{j} * dim, dim, scores + j);
       }
     }
   }
 };
 
-template <class K>
 struct ValuesCall {
   const float *weights, *values;
   int panel, value_dim;
@@ -97,11 +93,11 @@ struct ValuesCall {
   template <int R>
   inline void run() const {
     for (int c = 0; c < value_dim; c += kColumns) {
-      const float* v = values + int64_t{c} * panel / K::kStep;
+      const float* v = values + int64_t{c} * panel;
       if (value_dim - c > W) {
-        K::template values<R, 2>(weights, v, runs, run_count, alpha, sums + c, stride);
+        value_tile<R, 2>(weights, v, runs, run_count, alpha, sums + c, stride);
       } else {
-        K::template values<R, 1>(weights, v, runs, run_count, alpha, sums + c, stride);
+        value_tile<R, 1>(weights, v, runs, run_count, alpha, sums + c, stride);
       }
     }
   }
@@ -119,7 +115,6 @@ HEDDLE_INLINE float row_max(const float* s, const Run* runs, int run_count) {
 }
 
 // One micro-kernel's rows over one panel.
-template <class K>
 HEDDLE_INLINE void attend_rows(const AttentionProblem& p, const Sequence& s, const Panel& panel, const UnitScratch& m,
                                const RowView* rows, int count, int64_t first, bool transform) {
   Run runs[kMaxPanel / kSub];
@@ -133,16 +128,18 @@ HEDDLE_INLINE void attend_rows(const AttentionProblem& p, const Sequence& s, con
     }
   }
   if (!run_count) return;
-  const int steps = K::steps(p.head_dim);
-  const int64_t stride = K::columns(p.value_dim);
-  with_rows<kRows>(count, ScoresCall<K>{m.query + first * steps / kRows * kRowStride, m.keys, steps, runs, run_count,
+  const int64_t stride = whole_columns(p.value_dim);
+  with_rows<kRows>(count, ScoresCall{m.query + first / kRows * p.head_dim * kRowStride, m.keys, p.head_dim, runs, run_count,
                                         m.scores});
   const float factor = transform ? kLog2e : p.scale * kLog2e;
   alignas(64) float alpha[kRowStride] = {}, shift[kRowStride] = {}, sum[kRowStride] = {};
   for (int r = 0; r < count; ++r) {
     float* row = m.scores + r * kScoreStride;
-    for (int n = 0; n < run_count; ++n) {
-      for (int sub = runs[n].begin; sub < runs[n].end; ++sub) mask_sub(p, s, rows[r], transform, panel.key, sub, row);
+    const KeyRange whole{panel.key + runs[0].begin * kSub, panel.key + runs[run_count - 1].end * kSub};
+    if (transform || rows[r].range.lo > whole.lo || rows[r].range.hi < whole.hi) {
+      for (int n = 0; n < run_count; ++n) {
+        for (int sub = runs[n].begin; sub < runs[n].end; ++sub) mask_sub(p, s, rows[r], transform, panel.key, sub, row);
+      }
     }
     const float top = row_max(row, runs, run_count) * factor, before = m.shift[first + r];
     shift[r] = top > before ? top : before;
@@ -151,17 +148,17 @@ HEDDLE_INLINE void attend_rows(const AttentionProblem& p, const Sequence& s, con
   for (int r = 0; r < kRowStride; r += W) store(alpha + r, exp2_lanes(load(alpha + r)));
   for (int r = 0; r < count; ++r) {
     float* row = m.scores + r * kScoreStride;
-    sum[r] = K::exp_row(row, runs, run_count, factor, shift[r] == kNegInf ? 0.0f : shift[r]);
+    sum[r] = exp_row(row, runs, run_count, factor, shift[r] == kNegInf ? 0.0f : shift[r]);
     m.shift[first + r] = shift[r];
     m.total[first + r] = m.total[first + r] * alpha[r] + sum[r];
   }
   float* sums = m.sums + first * stride;
   if (panel.finite) {
-    with_rows<kRows>(count, ValuesCall<K>{m.scores, m.values, panel.size, p.value_dim, runs, run_count, alpha, sums, stride});
+    with_rows<kRows>(count, ValuesCall{m.scores, m.values, panel.size, p.value_dim, runs, run_count, alpha, sums, stride});
     return;
   }
   for (int c = 0; c < p.value_dim; c += kColumns) {
-    K::careful_values(count, m.scores, m.values + int64_t{c} * panel.size / K::kStep, runs, run_count, alpha, sums + c,
+    careful_value_tile(count, m.scores, m.values + int64_t{c} * panel.size, runs, run_count, alpha, sums + c,
                       stride);
   }
 }
@@ -198,7 +195,7 @@ HEDDLE_INLINE void finish_row(const AttentionArgs& a, const AttentionUnit& u, co
       shift = top;
     }
   }
-  const bool empty = shift == kNegInf;
+  const bool empty = shift == kNegInf && total == 0.0f;  // a row of only NaN logits has total NaN
   const int64_t out = ((s.batch * p.queries + query) * p.query_heads + row.head) * p.value_dim;
   for (int c = 0; c < p.value_dim; c += W) {
     vf o = set1(0.0f);
@@ -208,21 +205,31 @@ HEDDLE_INLINE void finish_row(const AttentionArgs& a, const AttentionUnit& u, co
   }
   if (a.log_sum_exp) {
     const int64_t at = (s.batch * p.query_heads + row.head) * p.queries + query;
-    a.log_sum_exp[at] = empty ? kNegInf : shift * kLn2 + reduce_max(log_normal(set1(total)));
+    const float tail = total == total ? reduce_max(log_normal(set1(total))) : total;
+    a.log_sum_exp[at] = empty ? kNegInf : shift * kLn2 + tail;
   }
 }
 
-template <class K>
+HEDDLE_INLINE int64_t query_index(const AttentionProblem& p, const AttentionUnit& u, int64_t position, int32_t head) {
+  return u.sequence.batch * p.query_stride[0] + (u.sequence.query_begin + position) * p.query_stride[1] +
+         head * p.query_stride[2];
+}
+
+// Keys that any row of a unit may see.
+HEDDLE_INLINE KeyRange unit_range(const AttentionProblem& p, const AttentionUnit& u) {
+  if (p.query_ids) return {0, u.sequence.keys};
+  return {key_range(p, u.sequence, u.begin).lo, key_range(p, u.sequence, u.end - 1).hi};
+}
+
 static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
   const AttentionProblem& p = a.problem;
   const Sequence& s = u.sequence;
   const int64_t group = p.group(), count = (u.end - u.begin) * group;
-  const int64_t bytes = unit_scratch<K>(p, u.end - u.begin, nullptr).floats * 4;
+  const int64_t bytes = unit_scratch(p, u.end - u.begin, nullptr).floats * 4;
   float* base = static_cast<float*>(attention_scratch(bytes));
   if (!base) return false;
-  const UnitScratch m = unit_scratch<K>(p, u.end - u.begin, base);
-  const int steps = K::steps(p.head_dim);
-  const int64_t columns = K::columns(p.value_dim);
+  const UnitScratch m = unit_scratch(p, u.end - u.begin, base);
+  const int64_t columns = whole_columns(p.value_dim);
   auto view = [&](int64_t row) {
     const int64_t i = u.begin + row / group;
     return RowView{i, static_cast<int32_t>(u.key_head * group + row % group), key_range(p, s, i)};
@@ -233,11 +240,9 @@ static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
     int64_t at[kRowStride];
     for (int i = 0; i < kRowStride; ++i) {
       const RowView row = view(r + i < count ? r + i : 0);
-      at[i] = i >= kRows || r + i >= count ? -1
-                                           : s.batch * p.query_stride[0] + row.head * p.query_stride[2] +
-                                                 (s.query_begin + row.position) * p.query_stride[1];
+      at[i] = i >= kRows || r + i >= count ? -1 : query_index(p, u, row.position, row.head);
     }
-    K::pack_transposed(queries, at, kRowStride, m.query + r * steps / kRows * kRowStride, kRowStride);
+    pack_transposed(queries, at, kRowStride, m.query + r / kRows * p.head_dim * kRowStride, kRowStride);
   }
   for (int64_t i = 0; i < count * columns; ++i) m.sums[i] = 0.0f;
   for (int64_t r = 0; r < count; ++r) {
@@ -246,8 +251,7 @@ static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
   }
 
   const bool transform = has_transform(p);
-  const KeyRange first = key_range(p, s, u.begin), last = key_range(p, s, u.end - 1);
-  const KeyRange all = p.query_ids ? KeyRange{0, s.keys} : KeyRange{first.lo, last.hi};
+  const KeyRange all = unit_range(p, u);
   Panel panel{};
   panel.size = panel_keys(p.head_dim, p.value_dim);
   for (panel.key = all.lo / panel.size * panel.size; panel.key < all.hi; panel.key += panel.size) {
@@ -256,12 +260,12 @@ static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
       const int64_t key = panel.key + sub * kSub;
       if (key < all.hi && key + kSub > all.lo) panel.packed = static_cast<uint16_t>(panel.packed | 1u << sub);
     }
-    pack_panel<K>(p, u, &panel, m);
+    pack_panel(p, u, &panel, m);
     for (int64_t r = 0; r < count; r += kRows) {
       RowView rows[kRows];
       const int n = count - r < kRows ? static_cast<int>(count - r) : kRows;
       for (int i = 0; i < n; ++i) rows[i] = view(r + i);
-      attend_rows<K>(p, s, panel, m, rows, n, r, transform);
+      attend_rows(p, s, panel, m, rows, n, r, transform);
     }
   }
 
@@ -278,19 +282,9 @@ static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
 
 Status attention_units(const AttentionArgs& a, const Exec& exec) {
   Failure failure;
-#if defined(HEDDLE_ATTENTION_BF16)
-  const bool pairs = a.problem.type == DType::kBFloat16 && has_bf16_products();
-#endif
   const bool done = parallel_for(exec, a.plan->units, a.plan->grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const AttentionUnit u = unit_of(a.problem, *a.plan, i);
-      bool ok;
-#if defined(HEDDLE_ATTENTION_BF16)
-      ok = pairs ? attend_unit<paired::Kernels>(a, u) : attend_unit<single::Kernels>(a, u);
-#else
-      ok = attend_unit<single::Kernels>(a, u);
-#endif
-      if (!ok) failure.set();
+      if (!attend_unit(a, unit_of(a.problem, *a.plan, i))) failure.set();
     }
   });
   if (failure.get()) return kNoMemory;

@@ -18,8 +18,6 @@ bool Failure::get() const { return failed_.load(std::memory_order_relaxed) != 0;
 
 void* attention_scratch(int64_t bytes) { return Workspace::local().get(static_cast<size_t>(bytes)); }
 
-bool has_bf16_products() { return cpu_features().avx512_bf16; }
-
 Sequence sequence_of(const AttentionProblem& p, int64_t index) {
   if (!p.query_offsets) return {index, 0, p.queries, 0, p.keys};
   const int64_t q = p.query_offsets[index], k = p.key_offsets[index];

@@ -4,7 +4,6 @@
 
 #if defined(HEDDLE_TARGET_X86)
 #define HEDDLE_ATTENTION_ROWS 14  // 32 registers: 14 x 2 sums, 2 columns, 1 broadcast
-#define HEDDLE_ATTENTION_BF16
 #include "simd/avx512_begin.h"
 
 #include "simd/math-inl.h"
@@ -13,9 +12,7 @@
 
 #include "attention/panel-inl.h"
 
-#include "attention/kernels_fp32-inl.h"
-
-#include "attention/kernels_bf16-inl.h"
+#include "attention/micro-inl.h"
 
 #include "attention/logits-inl.h"
 

@@ -11,7 +11,7 @@
 
 #include "attention/panel-inl.h"
 
-#include "attention/kernels_fp32-inl.h"
+#include "attention/micro-inl.h"
 
 #include "attention/logits-inl.h"
 

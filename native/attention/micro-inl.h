@@ -1,130 +1,121 @@
-// Packing and micro-kernels of attention, included once per kind of product inside a namespace of its own:
-//   kPair = 1: a lane is an element, mac() is an FMA
-//   kPair = 2: a lane is two adjacent bf16, mac() adds both products to an fp32 sum (vdpbf16ps)
-// q and K are packed as [step of d][row or key], V as [column panel][step of keys][column], a step being kPair
-// elements; the weights are read at the same steps.
-struct Kernels {
-  static constexpr int kStep = kPair;
+// Packing and micro-kernels of attention: K and q are packed as [d][key or row], V as [column panel][key][column].
 
-  static int steps(int dim) { return (dim + kPair - 1) / kPair; }
-  static int columns(int value_dim) { return (value_dim + kColumns - 1) / kColumns * kColumns; }
+HEDDLE_INLINE int whole_columns(int value_dim) { return (value_dim + kColumns - 1) / kColumns * kColumns; }
 
-  // `count` vectors (a multiple of W) beside each other: out[step][vector].
-  static void pack_transposed(const Vectors& x, const int64_t* at, int count, float* out, int stride) {
-    const int n = steps(x.dim);
-    for (int r = 0; r < count; r += W) {
-      for (int d = 0; d < n; d += W) {
-        vf t[W];
-        for (int i = 0; i < W; ++i) t[i] = load_steps(x, at[r + i], d * kPair);
-        transpose_lanes(t);
-        const int m = n - d < W ? n - d : W;
-        for (int i = 0; i < m; ++i) store(out + int64_t{d + i} * stride + r, t[i]);
-      }
+// `count` vectors (a multiple of W) beside each other: out[d][vector].
+HEDDLE_INLINE void pack_transposed(const Vectors& x, const int64_t* at, int count, float* out, int stride) {
+  for (int r = 0; r < count; r += W) {
+    for (int d = 0; d < x.dim; d += W) {
+      vf t[W];
+      for (int i = 0; i < W; ++i) t[i] = load_lanes(x, at[r + i], d);
+      transpose_lanes(t);
+      const int m = x.dim - d < W ? x.dim - d : W;
+      for (int i = 0; i < m; ++i) store(out + int64_t{d + i} * stride + r, t[i]);
     }
   }
+}
 
-  // Sub-panel `sub` of a panel of `panel` keys: out[column panel][step][column]. False when a value is not finite.
-  static bool pack_values(const Vectors& x, const int64_t* at, int sub, int panel, float* out) {
-    const vf zero = set1(0.0f);
-    vf check = zero;
-    for (int c = 0; c < columns(x.dim); c += W) {
-      float* to = out + (int64_t{c / kColumns} * panel + sub * kSub) / kPair * kColumns + c % kColumns;
-      for (int i = 0; i < kSub; i += kPair) {
-        store(to, interleave(x, at + i, c, &check));
-        to += kColumns;
-      }
+// Sub-panel `sub` of a panel of `panel` keys: out[column panel][key][column]. False when a value is not finite.
+HEDDLE_INLINE bool pack_values(const Vectors& x, const int64_t* at, int sub, int panel, float* out) {
+  const vf zero = set1(0.0f);
+  vf check = zero;
+  for (int i = 0; i < kSub; ++i) {  // a key's elements in one go: its cache lines are neighbours
+    for (int c = 0; c < whole_columns(x.dim); c += W) {
+      const vf v = load_lanes(x, at[i], c);
+      check = fma(v, zero, check);
+      store(out + (int64_t{c / kColumns} * panel + sub * kSub + i) * kColumns + c % kColumns, v);
     }
-    return reduce_max(select(eq(check, zero), zero, set1(1.0f))) == 0.0f;
   }
+  return reduce_max(select(eq(check, zero), zero, set1(1.0f))) == 0.0f;
+}
 
-  template <int R>
-  static void scores(const float* q, const float* k, int n, float* s) {
-    vf a[R][2];
+template <int R>
+static void score_tile(const float* q, const float* k, int dim, float* s) {
+  vf a[R][2];
+  HEDDLE_UNROLL(16)
+  for (int r = 0; r < R; ++r) a[r][0] = a[r][1] = set1(0.0f);
+  for (int d = 0; d < dim; ++d) {
+    const vf k0 = load(k), k1 = load(k + W);
     HEDDLE_UNROLL(16)
-    for (int r = 0; r < R; ++r) a[r][0] = a[r][1] = set1(0.0f);
-    for (int d = 0; d < n; ++d) {
-      const vf k0 = load(k), k1 = load(k + W);
+    for (int r = 0; r < R; ++r) {
+      const vf x = set1(q[r]);
+      a[r][0] = fma(x, k0, a[r][0]);
+      a[r][1] = fma(x, k1, a[r][1]);
+    }
+    k += kColumns;
+    q += kRowStride;
+  }
+  HEDDLE_UNROLL(16)
+  for (int r = 0; r < R; ++r) {
+    store(s + r * kScoreStride, a[r][0]);
+    store(s + r * kScoreStride + W, a[r][1]);
+  }
+}
+
+// s = 2^(s * factor - shift) over the runs, in place as weights; returns their sum. Each lane adds the keys at
+// its place in every sub-panel in order, so skipped sub-panels (weights 0) do not change the sum.
+HEDDLE_INLINE float exp_row(float* s, const Run* runs, int run_count, float factor, float shift) {
+  const vf f = set1(factor), m = set1(-shift);
+  vf sum[2] = {set1(0.0f), set1(0.0f)};
+  for (int n = 0; n < run_count; ++n) {
+    for (int j = runs[n].begin * kSub; j < runs[n].end * kSub; j += 2 * W) {
+      const vf a = exp2_lanes(fma(load(s + j), f, m)), b = exp2_lanes(fma(load(s + j + W), f, m));
+      store(s + j, a);
+      store(s + j + W, b);
+      sum[0] = add(sum[0], a);
+      sum[1] = add(sum[1], b);
+    }
+  }
+  return reduce_add(add(sum[0], sum[1]));
+}
+
+// o = o * alpha + p v for C vectors of columns.
+template <int R, int C>
+static void value_tile(const float* p, const float* v, const Run* runs, int run_count, const float* alpha, float* o,
+                   int64_t o_stride) {
+  vf a[R][C];
+  HEDDLE_UNROLL(16)
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < C; ++c) a[r][c] = set1(0.0f);
+  }
+  for (int n = 0; n < run_count; ++n) {
+    const int begin = runs[n].begin * kSub, end = runs[n].end * kSub;
+    const float* row = v + int64_t{begin} * kColumns;
+    for (int k = begin; k < end; ++k) {
+      vf b[C];
+      for (int c = 0; c < C; ++c) b[c] = load(row + c * W);
       HEDDLE_UNROLL(16)
       for (int r = 0; r < R; ++r) {
-        const vf x = set1(q[r]);
-        a[r][0] = mac(x, k0, a[r][0]);
-        a[r][1] = mac(x, k1, a[r][1]);
+        const vf x = set1(p[r * kScoreStride + k]);
+        for (int c = 0; c < C; ++c) a[r][c] = fma(x, b[c], a[r][c]);
       }
-      k += kColumns;
-      q += kRowStride;
-    }
-    HEDDLE_UNROLL(16)
-    for (int r = 0; r < R; ++r) {
-      store(s + r * kScoreStride, a[r][0]);
-      store(s + r * kScoreStride + W, a[r][1]);
+      row += kColumns;
     }
   }
-
-  // s = 2^(s * factor - shift) over the runs, in place as weights; returns their sum. Each lane adds the keys at
-  // its place in every sub-panel in order, so skipped sub-panels (weights 0) do not change the sum.
-  static float exp_row(float* s, const Run* runs, int run_count, float factor, float shift) {
-    const vf f = set1(factor), m = set1(-shift);
-    vf sum[2] = {set1(0.0f), set1(0.0f)};
-    for (int n = 0; n < run_count; ++n) {
-      for (int j = runs[n].begin * kSub; j < runs[n].end * kSub; j += 2 * W) {
-        const vf a = exp2_lanes(fma(load(s + j), f, m)), b = exp2_lanes(fma(load(s + j + W), f, m));
-        store_weights(s, j, a);
-        store_weights(s, j + W, b);
-        sum[0] = add(sum[0], a);
-        sum[1] = add(sum[1], b);
-      }
+  HEDDLE_UNROLL(16)
+  for (int r = 0; r < R; ++r) {
+    const vf scale = set1(alpha[r]);
+    for (int c = 0; c < C; ++c) {
+      float* to = o + r * o_stride + c * W;
+      store(to, fma(load(to), scale, a[r][c]));
     }
-    return reduce_add(add(sum[0], sum[1]));
   }
+}
 
-  // o = o * alpha + p v for C vectors of columns.
-  template <int R, int C>
-  static void values(const float* p, const float* v, const Run* runs, int run_count, const float* alpha, float* o,
-                     int64_t o_stride) {
-    vf a[R][C];
-    HEDDLE_UNROLL(16)
-    for (int r = 0; r < R; ++r) {
-      for (int c = 0; c < C; ++c) a[r][c] = set1(0.0f);
-    }
-    for (int n = 0; n < run_count; ++n) {
-      const int begin = runs[n].begin * kSub / kPair, end = runs[n].end * kSub / kPair;
-      const float* row = v + int64_t{begin} * kColumns;
-      for (int k = begin; k < end; ++k) {
-        vf b[C];
-        for (int c = 0; c < C; ++c) b[c] = load(row + c * W);
-        HEDDLE_UNROLL(16)
-        for (int r = 0; r < R; ++r) {
-          const vf x = set1(p[r * kScoreStride + k]);
-          for (int c = 0; c < C; ++c) a[r][c] = mac(x, b[c], a[r][c]);
+// The same sums for a panel with non-finite values: those of weight 0 are left out.
+static void careful_value_tile(int rows, const float* p, const float* v, const Run* runs, int run_count,
+                           const float* alpha, float* o, int64_t o_stride) {
+  for (int r = 0; r < rows; ++r) {
+    for (int c = 0; c < kColumns; c += W) {
+      vf a = set1(0.0f);
+      for (int n = 0; n < run_count; ++n) {
+        for (int k = runs[n].begin * kSub; k < runs[n].end * kSub; ++k) {
+          const float x = p[r * kScoreStride + k];
+          if (x != 0.0f) a = fma(set1(x), load(v + int64_t{k} * kColumns + c), a);
         }
-        row += kColumns;
       }
-    }
-    HEDDLE_UNROLL(16)
-    for (int r = 0; r < R; ++r) {
-      const vf scale = set1(alpha[r]);
-      for (int c = 0; c < C; ++c) {
-        float* to = o + r * o_stride + c * W;
-        store(to, fma(load(to), scale, a[r][c]));
-      }
+      float* to = o + r * o_stride + c;
+      store(to, fma(load(to), set1(alpha[r]), a));
     }
   }
-
-  // The same sums for a panel with non-finite values: those of weight 0 are left out.
-  static void careful_values(int rows, const float* p, const float* v, const Run* runs, int run_count,
-                             const float* alpha, float* o, int64_t o_stride) {
-    for (int r = 0; r < rows; ++r) {
-      for (int c = 0; c < kColumns; c += W) {
-        vf a = set1(0.0f);
-        for (int n = 0; n < run_count; ++n) {
-          for (int k = runs[n].begin * kSub / kPair; k < runs[n].end * kSub / kPair; ++k) {
-            const float x = p[r * kScoreStride + k];
-            a = mac(set1(x), keep_weighted(x, load(v + int64_t{k} * kColumns + c)), a);
-          }
-        }
-        float* to = o + r * o_stride + c;
-        store(to, fma(load(to), set1(alpha[r]), a));
-      }
-    }
-  }
-};
+}

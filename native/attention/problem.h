@@ -62,6 +62,5 @@ class Failure {
   std::atomic<int32_t> failed_{0};
 };
 void* attention_scratch(int64_t bytes);
-bool has_bf16_products();
 
 }  // namespace heddle
