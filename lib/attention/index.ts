@@ -5,6 +5,12 @@ export {
   attentionSync,
 } from './attention.ts';
 export {
+  type AttentionBackwardOptions,
+  type AttentionGradients,
+  attentionBackward,
+  attentionBackwardSync,
+} from './attentionBackward.ts';
+export {
   type AttentionOptions,
   type HeadVector,
   type IdArray,

@@ -1,9 +1,11 @@
 // The one place where an attention op meets the instruction set chosen at run time; planning and scratch.
 #include "attention/attention.h"
+#include "attention/attention_backward.h"
 
 namespace heddle {
 
 HEDDLE_DEFINE_OP(attention_units, AttentionArgs)
+HEDDLE_DEFINE_OP(attention_backward, AttentionBackwardArgs)
 
 Status attention(const AttentionArgs& args, const Exec& exec) {
   AttentionPlan plan;

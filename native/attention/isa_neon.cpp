@@ -1,5 +1,6 @@
 // The attention family compiled for neon.
 #include "attention/attention.h"
+#include "attention/attention_backward.h"
 #include "simd/simd.h"
 
 #if defined(HEDDLE_TARGET_NEON)
@@ -17,6 +18,8 @@
 #include "attention/logits-inl.h"
 
 #include "attention/attention-inl.h"
+
+#include "attention/attention_backward-inl.h"
 
 #include "simd/end.h"
 #endif

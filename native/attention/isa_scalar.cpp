@@ -1,5 +1,6 @@
 // The attention family compiled for scalar.
 #include "attention/attention.h"
+#include "attention/attention_backward.h"
 #include "simd/simd.h"
 
 #define HEDDLE_ATTENTION_ROWS 4  // 8 sums
@@ -16,5 +17,7 @@
 #include "attention/logits-inl.h"
 
 #include "attention/attention-inl.h"
+
+#include "attention/attention_backward-inl.h"
 
 #include "simd/end.h"

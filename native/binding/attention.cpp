@@ -1,6 +1,8 @@
 // heddle/attention for JavaScript: reads arguments in the order of lib/attention/layout.ts.
 #include "attention/attention.h"
 
+#include "attention/attention_backward.h"
+
 #include "binding/addon.h"
 #include "binding/call.h"
 
@@ -63,10 +65,25 @@ Napi::Value attention_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), attention);
 }
 
+Napi::Value attention_backward_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  AttentionBackwardArgs a;
+  a.problem = attention_problem(call);
+  a.upstream = call.array<void>();
+  a.output = call.array<void>();
+  a.log_sum_exp = call.array<float>();
+  a.query_grad = call.array<void>();
+  a.key_grad = call.array<void>();
+  a.value_grad = call.array<void>();
+  a.bias_grad = call.array<float>();
+  return call.submit(std::move(a), attention_backward);
+}
+
 }  // namespace
 
 void register_attention(Napi::Env env, Napi::Object exports) {
   exports.Set("attention", Napi::Function::New(env, attention_call));
+  exports.Set("attentionBackward", Napi::Function::New(env, attention_backward_call));
 }
 
 }  // namespace heddle::binding

@@ -1,6 +1,7 @@
 import { attentionCases } from './attention/attention.ts';
+import { attentionBackwardCases } from './attention/attentionBackward.ts';
 import type { OpCase } from './case.ts';
 import { routeTopKCases } from './moe/routeTopK.ts';
 
 /** Every op's table. */
-export const allCases: OpCase[] = [...routeTopKCases, ...attentionCases];
+export const allCases: OpCase[] = [...routeTopKCases, ...attentionCases, ...attentionBackwardCases];

@@ -208,7 +208,7 @@ export interface AttentionData {
   q: Tensor<FloatType>;
   k: Tensor<FloatType>;
   v: Tensor<FloatType>;
-  options: AttentionForwardOptions;
+  options: Omit<AttentionForwardOptions, 'out'>;
 }
 
 function tensorOf(type: FloatType, values: Float32Array, dims: number[]): Tensor<FloatType> {
@@ -226,7 +226,7 @@ export function totals(shape: AttentionShape): [number, number] {
 export function drawAttention(shape: AttentionShape, random: Random): AttentionData {
   const { batch = 1, heads, keyHeads = heads, dim, valueDim = dim, type = 'float32' } = shape;
   const [queries, keys] = totals(shape);
-  const options: AttentionForwardOptions = { returnLogSumExp: true };
+  const options: AttentionData['options'] = { returnLogSumExp: true };
   for (const name of ['causal', 'window', 'softcap', 'scale', 'emptyRows'] as const) {
     if (shape[name] !== undefined) Object.assign(options, { [name]: shape[name] });
   }
