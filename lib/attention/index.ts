@@ -11,6 +11,12 @@ export {
   attentionBackwardSync,
 } from './attentionBackward.ts';
 export {
+  type DecodeAttentionOptions,
+  decodeAttention,
+  decodeAttentionSync,
+} from './decodeAttention.ts';
+export { KVCache, type KVCacheOptions, type KVCacheType } from './kvCache.ts';
+export {
   type AttentionOptions,
   type HeadVector,
   type IdArray,

@@ -221,25 +221,19 @@ HEDDLE_INLINE KeyRange unit_range(const AttentionProblem& p, const AttentionUnit
   return {key_range(p, u.sequence, u.begin).lo, key_range(p, u.sequence, u.end - 1).hi};
 }
 
-static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
-  const AttentionProblem& p = a.problem;
-  const Sequence& s = u.sequence;
-  const int64_t group = p.group(), count = (u.end - u.begin) * group;
-  const int64_t bytes = unit_scratch(p, u.end - u.begin, nullptr).floats * 4;
-  float* base = static_cast<float*>(attention_scratch(bytes));
-  if (!base) return false;
-  const UnitScratch m = unit_scratch(p, u.end - u.begin, base);
-  const int64_t columns = whole_columns(p.value_dim);
-  auto view = [&](int64_t row) {
-    const int64_t i = u.begin + row / group;
-    return RowView{i, static_cast<int32_t>(u.key_head * group + row % group), key_range(p, s, i)};
-  };
+HEDDLE_INLINE RowView view_row(const AttentionProblem& p, const AttentionUnit& u, int64_t row) {
+  const int64_t group = p.group(), i = u.begin + row / group;
+  return {i, static_cast<int32_t>(u.key_head * group + row % group), key_range(p, u.sequence, i)};
+}
 
+// Packs q and clears the sums.
+HEDDLE_INLINE void start_unit(const AttentionProblem& p, const AttentionUnit& u, const UnitScratch& m) {
+  const int64_t count = (u.end - u.begin) * p.group(), columns = whole_columns(p.value_dim);
   const Vectors queries{p.query, p.type, p.query_stride[3], p.head_dim};
   for (int64_t r = 0; r < count; r += kRows) {
     int64_t at[kRowStride];
     for (int i = 0; i < kRowStride; ++i) {
-      const RowView row = view(r + i < count ? r + i : 0);
+      const RowView row = view_row(p, u, r + i < count ? r + i : 0);
       at[i] = i >= kRows || r + i >= count ? -1 : query_index(p, u, row.position, row.head);
     }
     pack_transposed(queries, at, kRowStride, m.query + r / kRows * p.head_dim * kRowStride, kRowStride);
@@ -249,7 +243,27 @@ static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
     m.shift[r] = kNegInf;
     m.total[r] = 0.0f;
   }
+}
 
+// All rows of a unit over one packed panel.
+HEDDLE_INLINE void attend_panel(const AttentionProblem& p, const AttentionUnit& u, const Panel& panel, const UnitScratch& m,
+                                bool transform) {
+  const int64_t count = (u.end - u.begin) * p.group();
+  for (int64_t r = 0; r < count; r += kRows) {
+    RowView rows[kRows];
+    const int n = count - r < kRows ? static_cast<int>(count - r) : kRows;
+    for (int i = 0; i < n; ++i) rows[i] = view_row(p, u, r + i);
+    attend_rows(p, u.sequence, panel, m, rows, n, r, transform);
+  }
+}
+
+static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
+  const AttentionProblem& p = a.problem;
+  const int64_t bytes = unit_scratch(p, u.end - u.begin, nullptr).floats * 4;
+  float* base = static_cast<float*>(attention_scratch(bytes));
+  if (!base) return false;
+  const UnitScratch m = unit_scratch(p, u.end - u.begin, base);
+  start_unit(p, u, m);
   const bool transform = has_transform(p);
   const KeyRange all = unit_range(p, u);
   Panel panel{};
@@ -261,21 +275,17 @@ static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
       if (key < all.hi && key + kSub > all.lo) panel.packed = static_cast<uint16_t>(panel.packed | 1u << sub);
     }
     pack_panel(p, u, &panel, m);
-    for (int64_t r = 0; r < count; r += kRows) {
-      RowView rows[kRows];
-      const int n = count - r < kRows ? static_cast<int>(count - r) : kRows;
-      for (int i = 0; i < n; ++i) rows[i] = view(r + i);
-      attend_rows(p, s, panel, m, rows, n, r, transform);
-    }
+    attend_panel(p, u, panel, m, transform);
   }
 
   const float* mean = nullptr;
-  for (int64_t r = 0; r < count; ++r) {
+  const int64_t columns = whole_columns(p.value_dim);
+  for (int64_t r = 0; r < (u.end - u.begin) * p.group(); ++r) {
     if (p.uniform_empty && !mean && m.shift[r] == kNegInf) {
       mean_value(p, u, m.mean);
       mean = m.mean;
     }
-    finish_row(a, u, view(r), m.sums + r * columns, m.shift[r], m.total[r], mean);
+    finish_row(a, u, view_row(p, u, r), m.sums + r * columns, m.shift[r], m.total[r], mean);
   }
   return true;
 }

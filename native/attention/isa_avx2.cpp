@@ -1,6 +1,7 @@
 // The attention family compiled for avx2.
 #include "attention/attention.h"
 #include "attention/attention_backward.h"
+#include "attention/decode_attention.h"
 #include "simd/simd.h"
 
 #if defined(HEDDLE_TARGET_X86)
@@ -20,6 +21,8 @@
 #include "attention/attention-inl.h"
 
 #include "attention/attention_backward-inl.h"
+
+#include "attention/decode_attention-inl.h"
 
 #include "simd/end.h"
 #endif

@@ -1,6 +1,7 @@
 // The attention family compiled for scalar.
 #include "attention/attention.h"
 #include "attention/attention_backward.h"
+#include "attention/decode_attention.h"
 #include "simd/simd.h"
 
 #define HEDDLE_ATTENTION_ROWS 4  // 8 sums
@@ -19,5 +20,7 @@
 #include "attention/attention-inl.h"
 
 #include "attention/attention_backward-inl.h"
+
+#include "attention/decode_attention-inl.h"
 
 #include "simd/end.h"

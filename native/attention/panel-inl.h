@@ -25,6 +25,9 @@ HEDDLE_INLINE vf load_float(const void* p, DType type, int64_t i, int n) {
     const float* f = static_cast<const float*>(p) + i;
     return n >= W ? load(f) : load_n(f, n, 0.0f);
   }
+  if (type == DType::kInt8) {
+    return to_float(sra<24>(shl<24>(load_bytes(static_cast<const uint8_t*>(p) + i, n < W ? n : W))));
+  }
   const uint16_t* h = static_cast<const uint16_t*>(p) + i;
   if (type == DType::kBFloat16) return n >= W ? load_bf16(h) : load_bf16_n(h, n);
   return n >= W ? load_f16(h) : load_f16_n(h, n);

@@ -2,6 +2,7 @@
 #include "attention/attention.h"
 
 #include "attention/attention_backward.h"
+#include "attention/decode_attention.h"
 
 #include "binding/addon.h"
 #include "binding/call.h"
@@ -79,10 +80,29 @@ Napi::Value attention_backward_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), attention_backward);
 }
 
+Napi::Value decode_attention_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  DecodeAttentionArgs a;
+  a.problem = attention_problem(call);
+  a.cache_type = call.dtype();
+  a.keys = call.array<void>();
+  a.values = call.array<void>();
+  a.key_scales = call.array<float>();
+  a.value_scales = call.array<float>();
+  a.page_size = call.integer();
+  a.table = call.array<int32_t>();
+  a.table_stride = call.integer();
+  a.lengths = call.array<int32_t>();
+  a.output = call.array<void>();
+  a.log_sum_exp = call.array<float>();
+  return call.submit(std::move(a), decode_attention);
+}
+
 }  // namespace
 
 void register_attention(Napi::Env env, Napi::Object exports) {
   exports.Set("attention", Napi::Function::New(env, attention_call));
+  exports.Set("decodeAttention", Napi::Function::New(env, decode_attention_call));
   exports.Set("attentionBackward", Napi::Function::New(env, attention_backward_call));
 }
 
