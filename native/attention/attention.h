@@ -25,9 +25,10 @@
 //   and the softmax 10 more operations; vreduceps and vscalefps (one operation each) replace seven of the portable exp2.
 // - vdpbf16ps runs once in two cycles on Intel, half the products per cycle of fp32 FMA: a bf16 kernel on it was 1.8
 //   times slower than widening, and rounds p to bf16 besides.
-// - Panels of 256 to 512 keys are equally fast; 128 lose 4 %. Reading K and V in [sequence, heads, dim] order costs
-//   9 % at S = 4096, D = 64 and nearly half at S = 64: it is bound by cache misses over many pages, and software
-//   prefetch (in bursts or spread over the micro-kernels) gained nothing.
+// - Panels of 256 to 512 keys are equally fast; 128 lose 4 %. Software prefetch of the next panel, in bursts or spread over
+//   the micro-kernels, gained nothing.
+// - Packing decides short sequences: a switch on the element type per vector, and transposes through the stack because
+//   a loop was not unrolled, cost a third of the time at S = 64.
 #pragma once
 #include "attention/problem.h"
 #include "simd/dispatch.h"

@@ -2,29 +2,101 @@
 
 HEDDLE_INLINE int whole_columns(int value_dim) { return (value_dim + kColumns - 1) / kColumns * kColumns; }
 
-// `count` vectors (a multiple of W) beside each other: out[d][vector].
-HEDDLE_INLINE void pack_transposed(const Vectors& x, const int64_t* at, int count, float* out, int stride) {
+alignas(64) static const float kZeros[512] = {};  // the vector at a negative index, in every type
+
+HEDDLE_INLINE const void* row_address(const Vectors& x, int64_t at) {
+  return at < 0 ? static_cast<const void*>(kZeros) : static_cast<const char*>(x.data) + at * dtype_bytes(x.type);
+}
+
+template <DType T>
+static void pack_transposed_as(const Vectors& x, const int64_t* at, int count, float* out, int stride) {
   for (int r = 0; r < count; r += W) {
-    for (int d = 0; d < x.dim; d += W) {
+    const void* rows[W];
+    for (int i = 0; i < W; ++i) rows[i] = row_address(x, at[r + i]);
+    int d = 0;
+    for (; d + W <= x.dim; d += W) {
       vf t[W];
-      for (int i = 0; i < W; ++i) t[i] = load_lanes(x, at[r + i], d);
+      HEDDLE_UNROLL(16)
+      for (int i = 0; i < W; ++i) t[i] = load_float(rows[i], T, d, W);
       transpose_lanes(t);
-      const int m = x.dim - d < W ? x.dim - d : W;
-      for (int i = 0; i < m; ++i) store(out + int64_t{d + i} * stride + r, t[i]);
+      HEDDLE_UNROLL(16)
+      for (int i = 0; i < W; ++i) store(out + int64_t{d + i} * stride + r, t[i]);
     }
+    if (d == x.dim) continue;
+    vf t[W];
+    for (int i = 0; i < W; ++i) t[i] = load_float(rows[i], T, d, x.dim - d);
+    transpose_lanes(t);
+    for (int i = 0; d + i < x.dim; ++i) store(out + int64_t{d + i} * stride + r, t[i]);
   }
+}
+
+// `count` vectors (a multiple of W) beside each other: out[d][vector]. The type is a template argument of the loop:
+// a switch per vector, and registers spilled around it, made packing three times slower.
+HEDDLE_INLINE void pack_transposed(const Vectors& x, const int64_t* at, int count, float* out, int stride) {
+  if (x.element_stride != 1) {
+    for (int r = 0; r < count; ++r) {
+      for (int d = 0; d < x.dim; ++d) {
+        out[int64_t{d} * stride + r] = at[r] < 0 ? 0.0f : read_float(x.data, x.type, at[r] + d * x.element_stride);
+      }
+    }
+  } else if (x.type == DType::kFloat32) {
+    pack_transposed_as<DType::kFloat32>(x, at, count, out, stride);
+  } else if (x.type == DType::kBFloat16) {
+    pack_transposed_as<DType::kBFloat16>(x, at, count, out, stride);
+  } else if (x.type == DType::kInt8) {
+    pack_transposed_as<DType::kInt8>(x, at, count, out, stride);
+  } else {
+    pack_transposed_as<DType::kFloat16>(x, at, count, out, stride);
+  }
+}
+
+template <DType T>
+static vf pack_values_as(const Vectors& x, const int64_t* at, int64_t step, float* out) {
+  const vf zero = set1(0.0f);
+  vf check = zero;
+  for (int i = 0; i < kSub; ++i) {  // a key's elements in one go: its cache lines are neighbours
+    const void* row = row_address(x, at[i]);
+    float* to = out + i * kColumns;
+    int c = 0;
+    for (; c + kColumns <= x.dim; c += kColumns, to += step) {
+      const vf a = load_float(row, T, c, W), b = load_float(row, T, c + W, W);
+      check = fma(a, zero, check);
+      check = fma(b, zero, check);
+      store(to, a);
+      store(to + W, b);
+    }
+    if (c == x.dim) continue;
+    const vf a = load_float(row, T, c, x.dim - c), b = c + W < x.dim ? load_float(row, T, c + W, x.dim - c - W) : zero;
+    check = fma(a, zero, check);
+    check = fma(b, zero, check);
+    store(to, a);
+    store(to + W, b);
+  }
+  return check;
 }
 
 // Sub-panel `sub` of a panel of `panel` keys: out[column panel][key][column]. False when a value is not finite.
 HEDDLE_INLINE bool pack_values(const Vectors& x, const int64_t* at, int sub, int panel, float* out) {
   const vf zero = set1(0.0f);
+  const int64_t step = int64_t{panel} * kColumns;
   vf check = zero;
-  for (int i = 0; i < kSub; ++i) {  // a key's elements in one go: its cache lines are neighbours
-    for (int c = 0; c < whole_columns(x.dim); c += W) {
-      const vf v = load_lanes(x, at[i], c);
-      check = fma(v, zero, check);
-      store(out + (int64_t{c / kColumns} * panel + sub * kSub + i) * kColumns + c % kColumns, v);
+  out += sub * kSub * kColumns;
+  if (x.element_stride != 1) {
+    for (int i = 0; i < kSub; ++i) {
+      for (int c = 0; c < whole_columns(x.dim); c += W) {
+        const vf v = load_lanes(x, at[i], c);
+        check = fma(v, zero, check);
+        store(out + c / kColumns * step + i * kColumns + c % kColumns, v);
+      }
     }
+  } else if (x.type == DType::kFloat32) {
+    check = pack_values_as<DType::kFloat32>(x, at, step, out);
+  } else if (x.type == DType::kBFloat16) {
+    check = pack_values_as<DType::kBFloat16>(x, at, step, out);
+  } else if (x.type == DType::kInt8) {
+    check = pack_values_as<DType::kInt8>(x, at, step, out);
+  } else {
+    check = pack_values_as<DType::kFloat16>(x, at, step, out);
   }
   return reduce_max(select(eq(check, zero), zero, set1(1.0f))) == 0.0f;
 }

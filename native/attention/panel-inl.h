@@ -20,6 +20,8 @@ struct Run {  // sub-panels [begin, end) of a panel
   int begin, end;
 };
 
+HEDDLE_INLINE int64_t dtype_bytes(DType type) { return type == DType::kFloat32 ? 4 : type == DType::kInt8 ? 1 : 2; }
+
 HEDDLE_INLINE vf load_float(const void* p, DType type, int64_t i, int n) {
   if (type == DType::kFloat32) {
     const float* f = static_cast<const float*>(p) + i;
