@@ -89,6 +89,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   register_bench(env, exports);
   register_moe(env, exports);
   register_experts(env, exports);
+  register_attention(env, exports);
   return exports;
 }
 

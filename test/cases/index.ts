@@ -1,3 +1,6 @@
+import { attentionCases } from './attention/attention.ts';
+import { attentionBackwardCases } from './attention/attentionBackward.ts';
+import { decodeAttentionCases } from './attention/decodeAttention.ts';
 import type { OpCase } from './case.ts';
 import { linearCases } from './linear.ts';
 import { combineCases } from './moe/combine.ts';
@@ -25,5 +28,8 @@ export const allCases: OpCase[] = [
   ...expertsForwardCases,
   ...linearCases,
   ...expertsBackwardCases,
+  ...attentionCases,
+  ...attentionBackwardCases,
+  ...decodeAttentionCases,
   ...expertsForwardBenchCases,
 ];

@@ -1,0 +1,157 @@
+import type { FloatType } from '../dtype.ts';
+import { HeddleError } from '../errors.ts';
+import {
+  type AsyncOpOptions,
+  call,
+  callSync,
+  checkOptions,
+  checkOut,
+  type Op,
+  type OpOptions,
+} from '../op.ts';
+import { attentionBackwardReference } from '../reference/attention/attentionBackward.ts';
+import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { ATTENTION_OPTION_NAMES, type AttentionOptions, prepareAttention } from './options.ts';
+
+/** Gradients of {@link attention}. */
+export interface AttentionGradients {
+  /** In the dims and type of q, contiguous. */
+  query: Tensor<FloatType>;
+  key: Tensor<FloatType>;
+  value: Tensor<FloatType>;
+  /** float32, in the dims of the bias; present when there is one. */
+  bias?: Tensor<'float32'>;
+}
+
+export interface AttentionBackwardOptions extends AttentionOptions {
+  /** What {@link attention} returned. */
+  output: TensorLike;
+  /** What {@link attention} returned with `returnLogSumExp`. */
+  logSumExp: TensorLike;
+  /** Ignored: the forward's options may be passed on as they are. */
+  returnLogSumExp?: boolean;
+  out?: AttentionGradients;
+}
+
+const OPTIONS: ReadonlySet<string> = new Set([
+  ...ATTENTION_OPTION_NAMES,
+  'output',
+  'logSumExp',
+  'returnLogSumExp',
+  'out',
+  'backend',
+  'threads',
+  'signal',
+]);
+
+const op: Op = { name: 'attentionBackward', reference: attentionBackwardReference };
+
+function ofShape<T extends FloatType>(
+  value: TensorLike,
+  type: T,
+  dims: readonly number[],
+  name: string,
+): Tensor<T> {
+  const t = asTensor(value, name, [type]);
+  if (t.dims.length !== dims.length || t.dims.some((d, i) => d !== dims[i])) {
+    throw new HeddleError('ERR_SHAPE', `${name}: expected [${dims.join(', ')}], got [${t.dims.join(', ')}]`);
+  }
+  return t;
+}
+
+function prepare(
+  gradOutput: TensorLike,
+  q: TensorLike,
+  k: TensorLike,
+  v: TensorLike,
+  options: AttentionBackwardOptions,
+): { args: unknown[]; result: AttentionGradients } {
+  checkOptions(options, OPTIONS, 'attentionBackward');
+  const { args, inputs, query, key, value } = prepareAttention(q, k, v, options);
+  const [batch, queries, heads] = query.dims;
+  if (options?.output === undefined || options.logSumExp === undefined) {
+    throw new HeddleError('ERR_ARGUMENT', 'attentionBackward: options output and logSumExp are required');
+  }
+  const type = query.type;
+  const outDims = [batch, queries, heads, value.dims[3]];
+  const upstream = ofShape(gradOutput, type, outDims, 'gradOutput');
+  const output = ofShape(options.output, type, outDims, 'output');
+  const logSumExp = ofShape(options.logSumExp, 'float32', [batch, heads, queries], 'logSumExp');
+  const all: Tensor[] = [...inputs, upstream, output, logSumExp];
+  const given = options.out;
+  function target<T extends FloatType>(
+    t: T,
+    dims: readonly number[],
+    name: keyof AttentionGradients,
+  ): Tensor<T> {
+    const to = given?.[name];
+    if (to === undefined) {
+      return makeTensor(
+        t,
+        allocate(
+          t,
+          dims.reduce((a, b) => a * b, 1),
+        ),
+        dims,
+      );
+    }
+    const checked = asTensor(to as TensorLike, `out.${name}`, [t]);
+    checkOut(checked, dims, all, `out.${name}`);
+    all.push(checked);
+    return checked;
+  }
+  const result: AttentionGradients = {
+    query: target(type, query.dims, 'query'),
+    key: target(type, key.dims, 'key'),
+    value: target(type, value.dims, 'value'),
+  };
+  if (options.bias !== undefined) {
+    result.bias = target('float32', options.bias.dims, 'bias');
+    result.bias.data.fill(0); // both backends add to it
+  }
+  const list = [
+    ...args,
+    upstream.data,
+    output.data,
+    logSumExp.data,
+    result.query.data,
+    result.key.data,
+    result.value.data,
+    result.bias?.data ?? null,
+  ];
+  return { args: list, result };
+}
+
+/**
+ * Gradients of `sum(gradOutput * attention(q, k, v, options).output)` by q, k, v and the bias. The same options as the
+ * forward, and its two results. Sinks, slopes and masks are constants.
+ *
+ * Deterministic: the same bits in every run and on any number of threads.
+ *
+ * @param gradOutput in the dims and type of the output, contiguous
+ * @throws HeddleError as {@link attention}
+ */
+export async function attentionBackward(
+  gradOutput: TensorLike,
+  q: TensorLike,
+  k: TensorLike,
+  v: TensorLike,
+  options: AttentionBackwardOptions & AsyncOpOptions,
+): Promise<AttentionGradients> {
+  const { args, result } = prepare(gradOutput, q, k, v, options);
+  await call(op, args, options);
+  return result;
+}
+
+/** {@link attentionBackward} on the calling thread (and helpers, when `threads` > 1). */
+export function attentionBackwardSync(
+  gradOutput: TensorLike,
+  q: TensorLike,
+  k: TensorLike,
+  v: TensorLike,
+  options: AttentionBackwardOptions & OpOptions,
+): AttentionGradients {
+  const { args, result } = prepare(gradOutput, q, k, v, options);
+  callSync(op, args, options);
+  return result;
+}

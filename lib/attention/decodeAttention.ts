@@ -1,0 +1,163 @@
+import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import { HeddleError } from '../errors.ts';
+import {
+  type AsyncOpOptions,
+  call,
+  callSync,
+  checkOptions,
+  checkOut,
+  type Op,
+  type OpOptions,
+  optionInteger,
+} from '../op.ts';
+import { decodeAttentionReference } from '../reference/attention/decodeAttention.ts';
+import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import type { AttentionResult } from './attention.ts';
+import { KVCache } from './kvCache.ts';
+import { N } from './layout.ts';
+import { type AttentionOptions, type HeadVector, prepareAttention } from './options.ts';
+
+export interface DecodeAttentionOptions {
+  /** The cache's sequence of each batch entry. */
+  sequences: readonly number[];
+  /** Keys visible to the left of each query besides itself; -1 = all. Default -1. */
+  windowLeft?: number;
+  softcap?: AttentionOptions['softcap'];
+  scale?: AttentionOptions['scale'];
+  alibiSlopes?: HeadVector;
+  sinks?: HeadVector;
+  /** Also return the log-sum-exp `[batch, heads, queries]`. Default false. */
+  returnLogSumExp?: boolean;
+  out?: AttentionResult;
+}
+
+const OPTIONS: ReadonlySet<string> = new Set([
+  'sequences',
+  'windowLeft',
+  'softcap',
+  'scale',
+  'alibiSlopes',
+  'sinks',
+  'returnLogSumExp',
+  'out',
+  'backend',
+  'threads',
+  'signal',
+]);
+const FLOATS: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
+
+const op: Op = { name: 'decodeAttention', reference: decodeAttentionReference };
+
+function prepare(q: TensorLike, cache: KVCache, options: DecodeAttentionOptions) {
+  checkOptions(options, OPTIONS, 'decodeAttention');
+  if (!(cache instanceof KVCache)) {
+    throw new HeddleError('ERR_ARGUMENT', 'cache: expected a KVCache');
+  }
+  const query = asTensor(q, 'q', FLOATS, 4);
+  const [batch, queries, heads, dim] = query.dims;
+  const sequences = options?.sequences;
+  if (!Array.isArray(sequences) || sequences.length !== batch) {
+    throw new HeddleError(
+      'ERR_OPTION',
+      `sequences must be an array of ${batch} ids, one per batch entry of q`,
+    );
+  }
+  if (dim !== cache.headDim) {
+    throw new HeddleError('ERR_SHAPE', `q: expected the cache's head dim ${cache.headDim}, got ${dim}`);
+  }
+  const left = optionInteger(options.windowLeft ?? -1, -1, 2 ** 31 - 1, 'windowLeft');
+  // The keys live in the cache: an empty tensor stands for them while the shared options are checked.
+  const none = (d: number) => makeTensor(query.type, allocate(query.type, 0), [batch, 0, cache.keyHeads, d]);
+  const { softcap, scale, alibiSlopes, sinks } = options;
+  const { args, inputs } = prepareAttention(query, none(dim), none(cache.valueDim), {
+    causal: true,
+    softcap,
+    scale,
+    alibiSlopes,
+    sinks,
+  });
+  args[0][N.left] = left;
+  for (const id of sequences) {
+    if (cache.length(id) < queries) {
+      throw new HeddleError(
+        'ERR_VALUE',
+        `q: ${queries} queries, but sequence ${id} has ${cache.length(id)} tokens: append theirs first`,
+      );
+    }
+  }
+  const dims = [batch, queries, heads, cache.valueDim];
+  const given = options.out;
+  let output: Tensor<FloatType>;
+  if (given === undefined) {
+    output = makeTensor(query.type, allocate(query.type, batch * queries * heads * cache.valueDim), dims);
+  } else {
+    output = asTensor(given.output, 'out.output', [query.type]);
+    checkOut(output, dims, inputs, 'out.output');
+  }
+  const result: AttentionResult = { output };
+  if (options.returnLogSumExp === true || given?.logSumExp !== undefined) {
+    const lseDims = [batch, heads, queries];
+    if (given?.logSumExp === undefined) {
+      result.logSumExp = makeTensor('float32', new Float32Array(batch * heads * queries), lseDims);
+    } else {
+      result.logSumExp = asTensor(given.logSumExp, 'out.logSumExp', ['float32']);
+      checkOut(result.logSumExp, lseDims, [...inputs, output], 'out.logSumExp');
+    }
+  }
+  const { pools, table, lengths } = cache.beginRead(sequences);
+  const list = [
+    ...args,
+    DTYPE_CODE[pools.type],
+    pools.keys,
+    pools.values,
+    pools.keyScales,
+    pools.valueScales,
+    pools.pageSize,
+    table,
+    batch === 0 ? 0 : table.length / batch,
+    lengths,
+    output.data,
+    result.logSumExp?.data ?? null,
+  ];
+  return { args: list, result };
+}
+
+/**
+ * Attention of the newest tokens over a {@link KVCache}: query i of n sees its sequence's tokens up to the one that
+ * stands n - 1 - i before the end. Append their keys and values first.
+ *
+ * Keys are split into parts of fixed size, computed in parallel and merged in a fixed order: a sequence's result is
+ * bitwise the same in any batch, on any number of threads, and whether its pages are shared or not. While a call is
+ * running its sequences may be extended, truncated or freed: it reads the tokens that were there when it began.
+ *
+ * @param q `[batch, queries, heads, headDim]` float32, bfloat16 or float16; heads a multiple of the cache's
+ * @throws HeddleError as {@link attention}; `ERR_ARGUMENT` for a sequence that does not exist, `ERR_DISPOSED`
+ */
+export async function decodeAttention(
+  q: TensorLike,
+  cache: KVCache,
+  options: DecodeAttentionOptions & AsyncOpOptions,
+): Promise<AttentionResult> {
+  const { args, result } = prepare(q, cache, options);
+  try {
+    await call(op, args, options);
+  } finally {
+    cache.endRead();
+  }
+  return result;
+}
+
+/** {@link decodeAttention} on the calling thread (and helpers, when `threads` > 1). */
+export function decodeAttentionSync(
+  q: TensorLike,
+  cache: KVCache,
+  options: DecodeAttentionOptions & OpOptions,
+): AttentionResult {
+  const { args, result } = prepare(q, cache, options);
+  try {
+    callSync(op, args, options);
+  } finally {
+    cache.endRead();
+  }
+  return result;
+}

@@ -1,0 +1,25 @@
+export {
+  type AttentionForwardOptions,
+  type AttentionResult,
+  attention,
+  attentionSync,
+} from './attention.ts';
+export {
+  type AttentionBackwardOptions,
+  type AttentionGradients,
+  attentionBackward,
+  attentionBackwardSync,
+} from './attentionBackward.ts';
+export {
+  type DecodeAttentionOptions,
+  decodeAttention,
+  decodeAttentionSync,
+} from './decodeAttention.ts';
+export { KVCache, type KVCacheOptions, type KVCacheType } from './kvCache.ts';
+export {
+  type AttentionOptions,
+  type HeadVector,
+  type IdArray,
+  MAX_HEAD_DIM,
+  type Strides,
+} from './options.ts';

@@ -1,0 +1,302 @@
+// See attention.h for the definition and what the design rests on.
+
+// Scratch of one unit, all in floats.
+struct UnitScratch {
+  float *query, *sums, *shift, *total, *scores, *keys, *values, *mean;
+  int64_t floats;
+};
+
+HEDDLE_INLINE UnitScratch unit_scratch(const AttentionProblem& p, int64_t block, float* base) {
+  const int64_t rows = (block * p.group() + kRows - 1) / kRows;  // in whole micro-kernels
+  const int panel = panel_keys(p.head_dim, p.value_dim), columns = whole_columns(p.value_dim);
+  UnitScratch u;
+  int64_t at = 0;
+  auto take = [&](int64_t n) {
+    float* x = base + at;
+    at += (n + 15) / 16 * 16;
+    return x;
+  };
+  u.query = take(rows * p.head_dim * kRowStride);
+  u.sums = take(rows * kRows * columns);
+  u.shift = take(rows * kRows + W);
+  u.total = take(rows * kRows);
+  u.scores = take(int64_t{kRows} * kScoreStride);
+  u.keys = take(int64_t{p.head_dim} * panel);
+  u.values = take(int64_t{columns} * panel);
+  u.mean = take(columns);
+  u.floats = at;
+  return u;
+}
+
+struct Panel {
+  int64_t key;     // first key, inside the sequence
+  int size;        // keys that its packing has room for
+  bool finite;     // no packed value is infinite or NaN
+  uint16_t packed; // sub-panels that are packed
+};
+
+HEDDLE_INLINE void pack_panel(const AttentionProblem& p, const AttentionUnit& u, Panel* panel, const UnitScratch& m) {
+  const Vectors keys{p.key, p.type, p.key_stride[3], p.head_dim};
+  const Vectors values{p.value, p.type, p.value_stride[3], p.value_dim};
+  const Sequence& s = u.sequence;
+  const int64_t k_base = s.batch * p.key_stride[0] + u.key_head * p.key_stride[2];
+  const int64_t v_base = s.batch * p.value_stride[0] + u.key_head * p.value_stride[2];
+  panel->finite = true;
+  for (int sub = 0; sub < panel->size / kSub; ++sub) {
+    if (!(panel->packed >> sub & 1)) continue;
+    int64_t k_at[kSub], v_at[kSub];
+    for (int j = 0; j < kSub; ++j) {
+      const int64_t key = panel->key + sub * kSub + j;
+      k_at[j] = key < s.keys ? k_base + (s.key_begin + key) * p.key_stride[1] : -1;
+      v_at[j] = key < s.keys ? v_base + (s.key_begin + key) * p.value_stride[1] : -1;
+    }
+    for (int j = 0; j < kSub; j += kColumns) {
+      pack_transposed(keys, k_at + j, kColumns, m.keys + (sub * kSub + j) * int64_t{p.head_dim}, kColumns);
+    }
+    panel->finite &= pack_values(values, v_at, sub, panel->size, m.values);
+  }
+}
+
+// Calls k.template run<R>() for R == rows.
+template <int R, class F>
+HEDDLE_INLINE void with_rows(int rows, const F& f) {
+  if constexpr (R > 1) {
+    if (rows < R) return with_rows<R - 1>(rows, f);
+  }
+  f.template run<R>();
+}
+
+struct ScoresCall {
+  const float *q, *keys;
+  int dim;
+  const Run* runs;
+  int run_count;
+  float* scores;
+  template <int R>
+  inline void run() const {
+    for (int n = 0; n < run_count; ++n) {
+      for (int j = runs[n].begin * kSub; j < runs[n].end * kSub; j += kColumns) {
+        score_tile<R>(q, keys + int64_t{j} * dim, dim, scores + j);
+      }
+    }
+  }
+};
+
+struct ValuesCall {
+  const float *weights, *values;
+  int panel, value_dim;
+  const Run* runs;
+  int run_count;
+  const float* alpha;
+  float* sums;
+  int64_t stride;
+  template <int R>
+  inline void run() const {
+    for (int c = 0; c < value_dim; c += kColumns) {
+      const float* v = values + int64_t{c} * panel;
+      if (value_dim - c > W) {
+        value_tile<R, 2>(weights, v, runs, run_count, alpha, sums + c, stride);
+      } else {
+        value_tile<R, 1>(weights, v, runs, run_count, alpha, sums + c, stride);
+      }
+    }
+  }
+};
+
+HEDDLE_INLINE float row_max(const float* s, const Run* runs, int run_count) {
+  vf a = set1(kNegInf), b = a;
+  for (int n = 0; n < run_count; ++n) {
+    for (int j = runs[n].begin * kSub; j < runs[n].end * kSub; j += 2 * W) {
+      a = max(load(s + j), a);  // a NaN score leaves the maximum alone and shows in its weight
+      b = max(load(s + j + W), b);
+    }
+  }
+  return reduce_max(max(a, b));
+}
+
+// One micro-kernel's rows over one panel.
+HEDDLE_INLINE void attend_rows(const AttentionProblem& p, const Sequence& s, const Panel& panel, const UnitScratch& m,
+                               const RowView* rows, int count, int64_t first, bool transform) {
+  Run runs[kMaxPanel / kSub];
+  int run_count = 0;
+  for (int sub = 0; sub < panel.size / kSub; ++sub) {
+    if (!(panel.packed >> sub & 1) || !sub_is_seen(p, s, rows, count, panel.key + sub * kSub)) continue;
+    if (run_count && runs[run_count - 1].end == sub) {
+      ++runs[run_count - 1].end;
+    } else {
+      runs[run_count++] = {sub, sub + 1};
+    }
+  }
+  if (!run_count) return;
+  const int64_t stride = whole_columns(p.value_dim);
+  with_rows<kRows>(count, ScoresCall{m.query + first / kRows * p.head_dim * kRowStride, m.keys, p.head_dim, runs, run_count,
+                                        m.scores});
+  const float factor = transform ? kLog2e : p.scale * kLog2e;
+  alignas(64) float alpha[kRowStride] = {}, shift[kRowStride] = {}, sum[kRowStride] = {};
+  for (int r = 0; r < count; ++r) {
+    float* row = m.scores + r * kScoreStride;
+    const KeyRange whole{panel.key + runs[0].begin * kSub, panel.key + runs[run_count - 1].end * kSub};
+    if (transform || rows[r].range.lo > whole.lo || rows[r].range.hi < whole.hi) {
+      for (int n = 0; n < run_count; ++n) {
+        for (int sub = runs[n].begin; sub < runs[n].end; ++sub) mask_sub(p, s, rows[r], transform, panel.key, sub, row);
+      }
+    }
+    const float top = row_max(row, runs, run_count) * factor, before = m.shift[first + r];
+    shift[r] = top > before ? top : before;
+    alpha[r] = before - (shift[r] == kNegInf ? 0.0f : shift[r]);
+  }
+  for (int r = 0; r < kRowStride; r += W) store(alpha + r, exp2_lanes(load(alpha + r)));
+  for (int r = 0; r < count; ++r) {
+    float* row = m.scores + r * kScoreStride;
+    sum[r] = exp_row(row, runs, run_count, factor, shift[r] == kNegInf ? 0.0f : shift[r]);
+    m.shift[first + r] = shift[r];
+    m.total[first + r] = m.total[first + r] * alpha[r] + sum[r];
+  }
+  float* sums = m.sums + first * stride;
+  if (panel.finite) {
+    with_rows<kRows>(count, ValuesCall{m.scores, m.values, panel.size, p.value_dim, runs, run_count, alpha, sums, stride});
+    return;
+  }
+  for (int c = 0; c < p.value_dim; c += kColumns) {
+    careful_value_tile(count, m.scores, m.values + int64_t{c} * panel.size, runs, run_count, alpha, sums + c,
+                      stride);
+  }
+}
+
+// Mean of all values of a sequence, for emptyRows 'uniform'.
+HEDDLE_INLINE void mean_value(const AttentionProblem& p, const AttentionUnit& u, float* mean) {
+  const Vectors values{p.value, p.type, p.value_stride[3], p.value_dim};
+  const Sequence& s = u.sequence;
+  const int64_t base = s.batch * p.value_stride[0] + u.key_head * p.value_stride[2] + s.key_begin * p.value_stride[1];
+  for (int c = 0; c < p.value_dim; c += W) {
+    vf total = set1(0.0f);
+    for (int64_t j = 0; j < s.keys; j += kMaxPanel) {  // in blocks: a million keys in one chain would drift
+      const int64_t end = j + kMaxPanel < s.keys ? j + kMaxPanel : s.keys;
+      vf sum = set1(0.0f);
+      for (int64_t i = j; i < end; ++i) sum = add(sum, load_lanes(values, base + i * p.value_stride[1], c));
+      total = add(total, sum);
+    }
+    store(mean + c, s.keys ? div(total, set1(static_cast<float>(s.keys))) : set1(0.0f));
+  }
+}
+
+// Divides a row by its total, adds the sink, writes output and log-sum-exp.
+HEDDLE_INLINE void finish_row(const AttentionArgs& a, const AttentionUnit& u, const RowView& row, const float* sums,
+                              float shift, float total, const float* mean) {
+  const AttentionProblem& p = a.problem;
+  const Sequence& s = u.sequence;
+  const int64_t query = s.query_begin + row.position;
+  float factor = 1.0f;
+  if (p.sinks) {
+    const float sink = p.sinks[row.head] * kLog2e, top = sink > shift ? sink : shift;
+    if (top > kNegInf) {
+      factor = reduce_max(exp2_lanes(set1(shift - top)));
+      total = total * factor + reduce_max(exp2_lanes(set1(sink - top)));
+      shift = top;
+    }
+  }
+  const bool empty = shift == kNegInf && total == 0.0f;  // a row of only NaN logits has total NaN
+  const int64_t out = ((s.batch * p.queries + query) * p.query_heads + row.head) * p.value_dim;
+  for (int c = 0; c < p.value_dim; c += W) {
+    vf o = set1(0.0f);
+    if (!empty) o = div(mul(load(sums + c), set1(factor)), set1(total));
+    if (empty && mean) o = load(mean + c);
+    store_float(a.output, p.type, out + c, o, p.value_dim - c);
+  }
+  if (a.log_sum_exp) {
+    const int64_t at = (s.batch * p.query_heads + row.head) * p.queries + query;
+    const float tail = total == total ? reduce_max(log_normal(set1(total))) : total;
+    a.log_sum_exp[at] = empty ? kNegInf : shift * kLn2 + tail;
+  }
+}
+
+HEDDLE_INLINE int64_t query_index(const AttentionProblem& p, const AttentionUnit& u, int64_t position, int32_t head) {
+  return u.sequence.batch * p.query_stride[0] + (u.sequence.query_begin + position) * p.query_stride[1] +
+         head * p.query_stride[2];
+}
+
+// Keys that any row of a unit may see.
+HEDDLE_INLINE KeyRange unit_range(const AttentionProblem& p, const AttentionUnit& u) {
+  if (p.query_ids) return {0, u.sequence.keys};
+  return {key_range(p, u.sequence, u.begin).lo, key_range(p, u.sequence, u.end - 1).hi};
+}
+
+HEDDLE_INLINE RowView view_row(const AttentionProblem& p, const AttentionUnit& u, int64_t row) {
+  const int64_t group = p.group(), i = u.begin + row / group;
+  return {i, static_cast<int32_t>(u.key_head * group + row % group), key_range(p, u.sequence, i)};
+}
+
+// Packs q and clears the sums.
+HEDDLE_INLINE void start_unit(const AttentionProblem& p, const AttentionUnit& u, const UnitScratch& m) {
+  const int64_t count = (u.end - u.begin) * p.group(), columns = whole_columns(p.value_dim);
+  const Vectors queries{p.query, p.type, p.query_stride[3], p.head_dim};
+  for (int64_t r = 0; r < count; r += kRows) {
+    int64_t at[kRowStride];
+    for (int i = 0; i < kRowStride; ++i) {
+      const RowView row = view_row(p, u, r + i < count ? r + i : 0);
+      at[i] = i >= kRows || r + i >= count ? -1 : query_index(p, u, row.position, row.head);
+    }
+    pack_transposed(queries, at, kRowStride, m.query + r / kRows * p.head_dim * kRowStride, kRowStride);
+  }
+  for (int64_t i = 0; i < count * columns; ++i) m.sums[i] = 0.0f;
+  for (int64_t r = 0; r < count; ++r) {
+    m.shift[r] = kNegInf;
+    m.total[r] = 0.0f;
+  }
+}
+
+// All rows of a unit over one packed panel.
+HEDDLE_INLINE void attend_panel(const AttentionProblem& p, const AttentionUnit& u, const Panel& panel, const UnitScratch& m,
+                                bool transform) {
+  const int64_t count = (u.end - u.begin) * p.group();
+  for (int64_t r = 0; r < count; r += kRows) {
+    RowView rows[kRows];
+    const int n = count - r < kRows ? static_cast<int>(count - r) : kRows;
+    for (int i = 0; i < n; ++i) rows[i] = view_row(p, u, r + i);
+    attend_rows(p, u.sequence, panel, m, rows, n, r, transform);
+  }
+}
+
+static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
+  const AttentionProblem& p = a.problem;
+  const int64_t bytes = unit_scratch(p, u.end - u.begin, nullptr).floats * 4;
+  float* base = static_cast<float*>(attention_scratch(bytes));
+  if (!base) return false;
+  const UnitScratch m = unit_scratch(p, u.end - u.begin, base);
+  start_unit(p, u, m);
+  const bool transform = has_transform(p);
+  const KeyRange all = unit_range(p, u);
+  Panel panel{};
+  panel.size = panel_keys(p.head_dim, p.value_dim);
+  for (panel.key = all.lo / panel.size * panel.size; panel.key < all.hi; panel.key += panel.size) {
+    panel.packed = 0;
+    for (int sub = 0; sub < panel.size / kSub; ++sub) {
+      const int64_t key = panel.key + sub * kSub;
+      if (key < all.hi && key + kSub > all.lo) panel.packed = static_cast<uint16_t>(panel.packed | 1u << sub);
+    }
+    pack_panel(p, u, &panel, m);
+    attend_panel(p, u, panel, m, transform);
+  }
+
+  const float* mean = nullptr;
+  const int64_t columns = whole_columns(p.value_dim);
+  for (int64_t r = 0; r < (u.end - u.begin) * p.group(); ++r) {
+    if (p.uniform_empty && !mean && m.shift[r] == kNegInf) {
+      mean_value(p, u, m.mean);
+      mean = m.mean;
+    }
+    finish_row(a, u, view_row(p, u, r), m.sums + r * columns, m.shift[r], m.total[r], mean);
+  }
+  return true;
+}
+
+Status attention_units(const AttentionArgs& a, const Exec& exec) {
+  Failure failure;
+  const bool done = parallel_for(exec, a.plan->units, a.plan->grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (!attend_unit(a, unit_of(a.problem, *a.plan, i))) failure.set();
+    }
+  });
+  if (failure.get()) return kNoMemory;
+  return done ? kOk : kCancelled;
+}

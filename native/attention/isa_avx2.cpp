@@ -1,0 +1,28 @@
+// The attention family compiled for avx2.
+#include "attention/attention.h"
+#include "attention/attention_backward.h"
+#include "attention/decode_attention.h"
+#include "simd/simd.h"
+
+#if defined(HEDDLE_TARGET_X86)
+#define HEDDLE_ATTENTION_ROWS 6  // 16 registers: 6 x 2 sums, 2 columns, 1 broadcast
+#include "simd/avx2_begin.h"
+
+#include "simd/math-inl.h"
+
+#include "attention/lanes_generic-inl.h"
+
+#include "attention/panel-inl.h"
+
+#include "attention/micro-inl.h"
+
+#include "attention/logits-inl.h"
+
+#include "attention/attention-inl.h"
+
+#include "attention/attention_backward-inl.h"
+
+#include "attention/decode_attention-inl.h"
+
+#include "simd/end.h"
+#endif

@@ -1,0 +1,193 @@
+// Packing and micro-kernels of attention: K and q are packed as [d][key or row], V as [column panel][key][column].
+
+HEDDLE_INLINE int whole_columns(int value_dim) { return (value_dim + kColumns - 1) / kColumns * kColumns; }
+
+alignas(64) static const float kZeros[512] = {};  // the vector at a negative index, in every type
+
+HEDDLE_INLINE const void* row_address(const Vectors& x, int64_t at) {
+  return at < 0 ? static_cast<const void*>(kZeros) : static_cast<const char*>(x.data) + at * dtype_bytes(x.type);
+}
+
+template <DType T>
+static void pack_transposed_as(const Vectors& x, const int64_t* at, int count, float* out, int stride) {
+  for (int r = 0; r < count; r += W) {
+    const void* rows[W];
+    for (int i = 0; i < W; ++i) rows[i] = row_address(x, at[r + i]);
+    int d = 0;
+    for (; d + W <= x.dim; d += W) {
+      vf t[W];
+      HEDDLE_UNROLL(16)
+      for (int i = 0; i < W; ++i) t[i] = load_float(rows[i], T, d, W);
+      transpose_lanes(t);
+      HEDDLE_UNROLL(16)
+      for (int i = 0; i < W; ++i) store(out + int64_t{d + i} * stride + r, t[i]);
+    }
+    if (d == x.dim) continue;
+    vf t[W];
+    for (int i = 0; i < W; ++i) t[i] = load_float(rows[i], T, d, x.dim - d);
+    transpose_lanes(t);
+    for (int i = 0; d + i < x.dim; ++i) store(out + int64_t{d + i} * stride + r, t[i]);
+  }
+}
+
+// `count` vectors (a multiple of W) beside each other: out[d][vector]. The type is a template argument of the loop:
+// a switch per vector, and registers spilled around it, made packing three times slower.
+HEDDLE_INLINE void pack_transposed(const Vectors& x, const int64_t* at, int count, float* out, int stride) {
+  if (x.element_stride != 1) {
+    for (int r = 0; r < count; ++r) {
+      for (int d = 0; d < x.dim; ++d) {
+        out[int64_t{d} * stride + r] = at[r] < 0 ? 0.0f : read_float(x.data, x.type, at[r] + d * x.element_stride);
+      }
+    }
+  } else if (x.type == DType::kFloat32) {
+    pack_transposed_as<DType::kFloat32>(x, at, count, out, stride);
+  } else if (x.type == DType::kBFloat16) {
+    pack_transposed_as<DType::kBFloat16>(x, at, count, out, stride);
+  } else if (x.type == DType::kInt8) {
+    pack_transposed_as<DType::kInt8>(x, at, count, out, stride);
+  } else {
+    pack_transposed_as<DType::kFloat16>(x, at, count, out, stride);
+  }
+}
+
+template <DType T>
+static vf pack_values_as(const Vectors& x, const int64_t* at, int64_t step, float* out) {
+  const vf zero = set1(0.0f);
+  vf check = zero;
+  for (int i = 0; i < kSub; ++i) {  // a key's elements in one go: its cache lines are neighbours
+    const void* row = row_address(x, at[i]);
+    float* to = out + i * kColumns;
+    int c = 0;
+    for (; c + kColumns <= x.dim; c += kColumns, to += step) {
+      const vf a = load_float(row, T, c, W), b = load_float(row, T, c + W, W);
+      check = fma(a, zero, check);
+      check = fma(b, zero, check);
+      store(to, a);
+      store(to + W, b);
+    }
+    if (c == x.dim) continue;
+    const vf a = load_float(row, T, c, x.dim - c), b = c + W < x.dim ? load_float(row, T, c + W, x.dim - c - W) : zero;
+    check = fma(a, zero, check);
+    check = fma(b, zero, check);
+    store(to, a);
+    store(to + W, b);
+  }
+  return check;
+}
+
+// Sub-panel `sub` of a panel of `panel` keys: out[column panel][key][column]. False when a value is not finite.
+HEDDLE_INLINE bool pack_values(const Vectors& x, const int64_t* at, int sub, int panel, float* out) {
+  const vf zero = set1(0.0f);
+  const int64_t step = int64_t{panel} * kColumns;
+  vf check = zero;
+  out += sub * kSub * kColumns;
+  if (x.element_stride != 1) {
+    for (int i = 0; i < kSub; ++i) {
+      for (int c = 0; c < whole_columns(x.dim); c += W) {
+        const vf v = load_lanes(x, at[i], c);
+        check = fma(v, zero, check);
+        store(out + c / kColumns * step + i * kColumns + c % kColumns, v);
+      }
+    }
+  } else if (x.type == DType::kFloat32) {
+    check = pack_values_as<DType::kFloat32>(x, at, step, out);
+  } else if (x.type == DType::kBFloat16) {
+    check = pack_values_as<DType::kBFloat16>(x, at, step, out);
+  } else if (x.type == DType::kInt8) {
+    check = pack_values_as<DType::kInt8>(x, at, step, out);
+  } else {
+    check = pack_values_as<DType::kFloat16>(x, at, step, out);
+  }
+  return reduce_max(select(eq(check, zero), zero, set1(1.0f))) == 0.0f;
+}
+
+template <int R>
+static void score_tile(const float* q, const float* k, int dim, float* s) {
+  vf a[R][2];
+  HEDDLE_UNROLL(16)
+  for (int r = 0; r < R; ++r) a[r][0] = a[r][1] = set1(0.0f);
+  for (int d = 0; d < dim; ++d) {
+    const vf k0 = load(k), k1 = load(k + W);
+    HEDDLE_UNROLL(16)
+    for (int r = 0; r < R; ++r) {
+      const vf x = set1(q[r]);
+      a[r][0] = fma(x, k0, a[r][0]);
+      a[r][1] = fma(x, k1, a[r][1]);
+    }
+    k += kColumns;
+    q += kRowStride;
+  }
+  HEDDLE_UNROLL(16)
+  for (int r = 0; r < R; ++r) {
+    store(s + r * kScoreStride, a[r][0]);
+    store(s + r * kScoreStride + W, a[r][1]);
+  }
+}
+
+// s = 2^(s * factor - shift) over the runs, in place as weights; returns their sum. Each lane adds the keys at
+// its place in every sub-panel in order, so skipped sub-panels (weights 0) do not change the sum.
+HEDDLE_INLINE float exp_row(float* s, const Run* runs, int run_count, float factor, float shift) {
+  const vf f = set1(factor), m = set1(-shift);
+  vf sum[2] = {set1(0.0f), set1(0.0f)};
+  for (int n = 0; n < run_count; ++n) {
+    for (int j = runs[n].begin * kSub; j < runs[n].end * kSub; j += 2 * W) {
+      const vf a = exp2_lanes(fma(load(s + j), f, m)), b = exp2_lanes(fma(load(s + j + W), f, m));
+      store(s + j, a);
+      store(s + j + W, b);
+      sum[0] = add(sum[0], a);
+      sum[1] = add(sum[1], b);
+    }
+  }
+  return reduce_add(add(sum[0], sum[1]));
+}
+
+// o = o * alpha + p v for C vectors of columns.
+template <int R, int C>
+static void value_tile(const float* p, const float* v, const Run* runs, int run_count, const float* alpha, float* o,
+                   int64_t o_stride) {
+  vf a[R][C];
+  HEDDLE_UNROLL(16)
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < C; ++c) a[r][c] = set1(0.0f);
+  }
+  for (int n = 0; n < run_count; ++n) {
+    const int begin = runs[n].begin * kSub, end = runs[n].end * kSub;
+    const float* row = v + int64_t{begin} * kColumns;
+    for (int k = begin; k < end; ++k) {
+      vf b[C];
+      for (int c = 0; c < C; ++c) b[c] = load(row + c * W);
+      HEDDLE_UNROLL(16)
+      for (int r = 0; r < R; ++r) {
+        const vf x = set1(p[r * kScoreStride + k]);
+        for (int c = 0; c < C; ++c) a[r][c] = fma(x, b[c], a[r][c]);
+      }
+      row += kColumns;
+    }
+  }
+  HEDDLE_UNROLL(16)
+  for (int r = 0; r < R; ++r) {
+    const vf scale = set1(alpha[r]);
+    for (int c = 0; c < C; ++c) {
+      float* to = o + r * o_stride + c * W;
+      store(to, fma(load(to), scale, a[r][c]));
+    }
+  }
+}
+
+// The same sums for a panel with non-finite values: those of weight 0 are left out.
+static void careful_value_tile(int rows, const float* p, const float* v, const Run* runs, int run_count,
+                           const float* alpha, float* o, int64_t o_stride) {
+  for (int r = 0; r < rows; ++r) {
+    for (int c = 0; c < kColumns; c += W) {
+      vf a = set1(0.0f);
+      for (int n = 0; n < run_count; ++n) {
+        for (int k = runs[n].begin * kSub; k < runs[n].end * kSub; ++k) {
+          const float x = p[r * kScoreStride + k];
+          if (x != 0.0f) a = fma(set1(x), load(v + int64_t{k} * kColumns + c), a);
+        }
+      }
+      float* to = o + r * o_stride + c;
+      store(to, fma(load(to), set1(alpha[r]), a));
+    }
+  }
+}

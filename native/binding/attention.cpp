@@ -1,0 +1,109 @@
+// heddle/attention for JavaScript: reads arguments in the order of lib/attention/layout.ts.
+#include "attention/attention.h"
+
+#include "attention/attention_backward.h"
+#include "attention/decode_attention.h"
+
+#include "binding/addon.h"
+#include "binding/call.h"
+
+namespace heddle::binding {
+namespace {
+
+AttentionProblem attention_problem(Call& call) {
+  AttentionProblem p;
+  const double* n = call.array<double>();
+  auto integer = [&] { return static_cast<int64_t>(*n++); };
+  auto integers = [&](int64_t* to, int count) {
+    for (int i = 0; i < count; ++i) to[i] = integer();
+  };
+  p.batch = integer();
+  p.queries = integer();
+  p.keys = integer();
+  p.query_heads = static_cast<int32_t>(integer());
+  p.key_heads = static_cast<int32_t>(integer());
+  p.head_dim = static_cast<int32_t>(integer());
+  p.value_dim = static_cast<int32_t>(integer());
+  integers(p.query_stride, 4);
+  integers(p.key_stride, 4);
+  integers(p.value_stride, 4);
+  integers(p.bias_stride, 3);
+  integers(p.mask_stride, 3);
+  integers(p.block_stride, 3);
+  p.block_query = integer();
+  p.block_key = integer();
+  p.query_id_stride = integer();
+  p.key_id_stride = integer();
+  p.left = integer();
+  p.right = integer();
+  p.scale = static_cast<float>(*n++);
+  p.softcap = static_cast<float>(*n++);
+  p.uniform_empty = integer() != 0;
+  p.segments = integer();
+  p.type = call.dtype();
+  p.query = call.array<void>();
+  p.key = call.array<void>();
+  p.value = call.array<void>();
+  p.bias = call.array<void>();
+  p.bias_type = call.dtype();
+  p.alibi = call.array<float>();
+  p.sinks = call.array<float>();
+  p.mask = call.array<uint8_t>();
+  p.block_mask = call.array<uint8_t>();
+  p.query_ids = call.array<int32_t>();
+  p.key_ids = call.array<int32_t>();
+  p.query_offsets = call.array<int32_t>();
+  p.key_offsets = call.array<int32_t>();
+  return p;
+}
+
+Napi::Value attention_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  AttentionArgs a;
+  a.problem = attention_problem(call);
+  a.output = call.array<void>();
+  a.log_sum_exp = call.array<float>();
+  return call.submit(std::move(a), attention);
+}
+
+Napi::Value attention_backward_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  AttentionBackwardArgs a;
+  a.problem = attention_problem(call);
+  a.upstream = call.array<void>();
+  a.output = call.array<void>();
+  a.log_sum_exp = call.array<float>();
+  a.query_grad = call.array<void>();
+  a.key_grad = call.array<void>();
+  a.value_grad = call.array<void>();
+  a.bias_grad = call.array<float>();
+  return call.submit(std::move(a), attention_backward);
+}
+
+Napi::Value decode_attention_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  DecodeAttentionArgs a;
+  a.problem = attention_problem(call);
+  a.cache_type = call.dtype();
+  a.keys = call.array<void>();
+  a.values = call.array<void>();
+  a.key_scales = call.array<float>();
+  a.value_scales = call.array<float>();
+  a.page_size = call.integer();
+  a.table = call.array<int32_t>();
+  a.table_stride = call.integer();
+  a.lengths = call.array<int32_t>();
+  a.output = call.array<void>();
+  a.log_sum_exp = call.array<float>();
+  return call.submit(std::move(a), decode_attention);
+}
+
+}  // namespace
+
+void register_attention(Napi::Env env, Napi::Object exports) {
+  exports.Set("attention", Napi::Function::New(env, attention_call));
+  exports.Set("decodeAttention", Napi::Function::New(env, decode_attention_call));
+  exports.Set("attentionBackward", Napi::Function::New(env, attention_backward_call));
+}
+
+}  // namespace heddle::binding

@@ -1,0 +1,96 @@
+import { attentionSync } from '../../../lib/attention/attention.ts';
+import {
+  type AttentionGradients,
+  attentionBackward,
+  attentionBackwardSync,
+} from '../../../lib/attention/attentionBackward.ts';
+import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
+import { type DTypeArrays, Tensor } from '../../../lib/tensor.ts';
+import { type Comparison, compareOutputs, type OpCase } from '../case.ts';
+import { type AttentionShape, attentionShapes, decoded, drawAttention, totals } from './attention.ts';
+
+/** Work of the reference beyond which a shape of the forward is left out here. */
+const LARGEST = 1_500_000;
+
+const extra: AttentionShape[] = [
+  { name: 'several panels', queries: 70, keys: 1100, heads: 1, dim: 16, causal: true },
+  {
+    name: 'mask bias of one row',
+    batch: 2,
+    queries: 30,
+    keys: 40,
+    heads: 4,
+    keyHeads: 2,
+    dim: 8,
+    bias: '111',
+  },
+  { name: 'decoder', queries: 2048, keys: 2048, heads: 8, dim: 128, causal: true, bench: true },
+  { name: 'joint', queries: 2048, keys: 2048, heads: 12, dim: 64, bench: true },
+];
+
+function outputs(g: AttentionGradients): Tensor[] {
+  const list = [g.query, g.key, g.value].map(decoded);
+  if (g.bias) list.push(g.bias);
+  return list;
+}
+
+/**
+ * With one visible key the gradients of q and k are exactly 0, as the difference of two equal sums. Such an output
+ * (all zeros in the reference) is measured against the norm of the value gradient.
+ */
+function compareGradients(actual: Tensor[], expected: Tensor[]): Comparison {
+  const norm = (t: Tensor) => Math.sqrt((t.data as Float32Array).reduce((sum, x) => sum + x * x, 0));
+  const zero = (i: number) => i !== 2 && expected[i].size > 0 && norm(expected[i]) === 0;
+  const kept = expected.map((_, i) => i).filter((i) => !zero(i));
+  const result = compareOutputs(
+    kept.map((i) => actual[i]),
+    kept.map((i) => expected[i]),
+  );
+  for (let i = 0; i < expected.length; i++) {
+    if (zero(i) && norm(actual[i]) !== 0)
+      result.relative = Math.max(result.relative, norm(actual[i]) / norm(expected[2]));
+  }
+  return result;
+}
+
+const TOLERANCE: Readonly<Record<FloatType, number>> = { float32: 2e-5, float16: 1e-3, bfloat16: 5e-3 };
+
+function workOf(shape: AttentionShape): number {
+  const [queries, keys] = totals(shape);
+  return (shape.batch ?? 1) * queries * keys * shape.heads * shape.dim;
+}
+
+/** The forward's shapes that the reference differentiates quickly, and a few of their own. */
+export const attentionBackwardCases: OpCase[] = [
+  ...attentionShapes.filter((s) => !s.bench && workOf(s) <= LARGEST),
+  ...extra,
+].map((shape) => {
+  const { batch = 1, heads, dim, valueDim = dim, type = 'float32' } = shape;
+  const [queries, keys] = totals(shape);
+  return {
+    family: 'attention',
+    op: 'attentionBackward',
+    name: `${shape.name} B=${batch} S=${queries},${keys} H=${heads} D=${dim} ${type}`,
+    tolerance: TOLERANCE[type],
+    flops: 5 * batch * queries * keys * heads * (dim + valueDim) * (shape.causal ? 0.5 : 1),
+    bench: shape.bench,
+    prepare(random) {
+      const { q, k, v, options } = drawAttention(shape, random);
+      const dims = [batch, queries, heads, valueDim];
+      const values = random.normals(batch * queries * heads * valueDim);
+      const g = new Tensor(type, encodeFloats(values, type) as DTypeArrays[FloatType], dims);
+      const backend = shape.bench ? 'auto' : 'reference';
+      const { output, logSumExp } = attentionSync(q, k, v, { ...options, backend });
+      const all = { ...options, output, logSumExp: logSumExp as Tensor };
+      return {
+        compare: compareGradients,
+        run: (o) => outputs(attentionBackwardSync(g, q, k, v, { ...all, ...o })),
+        runAsync: async (o) => outputs(await attentionBackward(g, q, k, v, { ...all, ...o })),
+        timed: (o) => {
+          const out = attentionBackwardSync(g, q, k, v, { ...all, ...o });
+          return () => attentionBackwardSync(g, q, k, v, { ...all, ...o, out });
+        },
+      };
+    },
+  };
+});
