@@ -54,6 +54,7 @@ function varint(value: number): Buffer {
 }
 
 export const ONNX_FLOAT = 1;
+export const ONNX_UINT8 = 2;
 export const ONNX_INT64 = 7;
 
 export interface OnnxTensor {

@@ -5,7 +5,14 @@ import { packageRoot } from '../../lib/backend.ts';
 import type { PeerSpec } from '../../test/cases/case.ts';
 import { Random } from '../../test/cases/random.ts';
 import { asyncEntrant, type Entrant } from '../harness.ts';
-import { MAX_CONSTANT_BYTES, ONNX_FLOAT, ONNX_INT64, type OnnxGraph, onnxModel } from './onnxModel.ts';
+import {
+  MAX_CONSTANT_BYTES,
+  ONNX_FLOAT,
+  ONNX_INT64,
+  ONNX_UINT8,
+  type OnnxGraph,
+  onnxModel,
+} from './onnxModel.ts';
 import type { Peer } from './peer.ts';
 
 /** The part of onnxruntime-node that is used here. */
@@ -27,7 +34,11 @@ export interface OnnxWork {
 }
 
 /** Graph and data of each op, by its name in a case's `peers.onnxruntime`. */
-const OPS: Record<string, (spec: PeerSpec) => OnnxWork> = { route_softmax_topk: routeSoftmaxTopK, moe };
+const OPS: Record<string, (spec: PeerSpec) => OnnxWork> = {
+  route_softmax_topk: routeSoftmaxTopK,
+  moe,
+  qmoe,
+};
 
 /** Softmax, TopK and, where wanted, the division by the sum: what an exported router becomes. */
 function routeSoftmaxTopK(spec: PeerSpec): OnnxWork {
@@ -66,30 +77,49 @@ function filler(count: number, scale: number): Float32Array {
   return out;
 }
 
-/** com.microsoft MoE with SwiGLU: gate and up interleaved in fc1, plain SiLU (alpha 1, beta 0), logits as router input. */
-function moe(spec: PeerSpec): OnnxWork {
-  const [tokens, experts, k, hidden, intermediate] = [
-    spec['tokens'],
-    spec['experts'],
-    spec['k'],
-    spec['hidden'],
-    spec['intermediate'],
-  ].map(Number);
+interface MoeShape {
+  tokens: number;
+  experts: number;
+  k: number;
+  hidden: number;
+  intermediate: number;
+}
+
+function moeShape(spec: PeerSpec): MoeShape {
+  const number = (name: string) => Number(spec[name]);
+  return {
+    tokens: number('tokens'),
+    experts: number('experts'),
+    k: number('k'),
+    hidden: number('hidden'),
+    intermediate: number('intermediate'),
+  };
+}
+
+/** SwiGLU: gate and up interleaved in fc1, plain SiLU (alpha 1, beta 0), logits as router input. */
+const SWIGLU = {
+  activation_type: 'swiglu',
+  swiglu_fusion: 1,
+  activation_alpha: { float: 1 },
+  activation_beta: { float: 0 },
+  normalize_routing_weights: 1,
+};
+
+function moeWork(
+  { tokens, experts, k, hidden }: MoeShape,
+  op: string,
+  weightInputs: string[],
+  attributes: Record<string, number>,
+): Required<OnnxWork> {
+  const random = new Random(1);
   const graph: OnnxGraph = {
     nodes: [
       {
-        op: 'MoE',
+        op,
         domain: 'com.microsoft',
-        inputs: ['x', 'router', 'fc1', '', 'fc2'],
+        inputs: ['x', 'router', ...weightInputs],
         outputs: ['y'],
-        attributes: {
-          k,
-          activation_type: 'swiglu',
-          swiglu_fusion: 1,
-          activation_alpha: { float: 1 },
-          activation_beta: { float: 0 },
-          normalize_routing_weights: 1,
-        },
+        attributes: { k, ...SWIGLU, ...attributes },
       },
     ],
     constants: [],
@@ -99,16 +129,17 @@ function moe(spec: PeerSpec): OnnxWork {
     ],
     outputs: [{ name: 'y', type: ONNX_FLOAT, dims: [tokens, hidden] }],
   };
-  const random = new Random(1);
-  const feeds: OnnxWork['feeds'] = {
-    x: random.normals(tokens * hidden),
-    router: random.normals(tokens * experts),
-  };
+  const feeds = { x: random.normals(tokens * hidden), router: random.normals(tokens * experts) };
   // Few tokens touch few experts, which would otherwise stay in the last-level cache.
-  const turns = {
-    input: 'router',
-    data: Array.from({ length: tokens <= 64 ? 8 : 1 }, () => random.normals(tokens * experts)),
-  };
+  const data = Array.from({ length: tokens <= 64 ? 8 : 1 }, () => random.normals(tokens * experts));
+  return { graph, feeds, turns: { input: 'router', data } };
+}
+
+/** com.microsoft MoE. */
+function moe(spec: PeerSpec): OnnxWork {
+  const shape = moeShape(spec);
+  const { experts, hidden, intermediate } = shape;
+  const work = moeWork(shape, 'MoE', ['fc1', '', 'fc2'], {});
   const weights = [
     { name: 'fc1', dims: [experts, 2 * intermediate, hidden] },
     { name: 'fc2', dims: [experts, hidden, intermediate] },
@@ -122,14 +153,43 @@ function moe(spec: PeerSpec): OnnxWork {
   }));
   // Constants, as in an exported model, are a little faster than inputs; only too large a layer falls back to those.
   const bytes = weights.reduce((sum, w) => sum + w.data.byteLength, 0);
-  if (bytes <= MAX_CONSTANT_BYTES) graph.constants.push(...weights);
+  if (bytes <= MAX_CONSTANT_BYTES) work.graph.constants.push(...weights);
   else {
     for (const { data, ...tensor } of weights) {
-      graph.inputs.push(tensor);
-      feeds[tensor.name] = data;
+      work.graph.inputs.push(tensor);
+      work.feeds[tensor.name] = data;
     }
   }
-  return { graph, feeds, turns };
+  return work;
+}
+
+/** com.microsoft QMoE: 8 bits with one scale per output, or 4 bits with one scale per 32 inputs. */
+function qmoe(spec: PeerSpec): OnnxWork {
+  const shape = moeShape(spec);
+  const { experts, hidden, intermediate } = shape;
+  const bits = Number(spec['bits']);
+  const block = bits === 4 ? 32 : 0;
+  const work = moeWork(shape, 'QMoE', ['fc1', 'fc1_scales', '', 'fc2', 'fc2_scales', ''], {
+    expert_weight_bits: bits,
+    ...(block ? { block_size: block } : {}),
+  });
+  for (const [name, rows, columns] of [
+    ['fc1', 2 * intermediate, hidden],
+    ['fc2', hidden, intermediate],
+  ] as const) {
+    const values = new Uint8Array((experts * rows * columns * bits) / 8);
+    for (let i = 0, s = 1; i < values.length; i++) {
+      s = (Math.imul(s, 1664525) + 1013904223) | 0;
+      values[i] = s >>> 24;
+    }
+    const scaleDims = block ? [experts, rows, columns / block] : [experts, rows];
+    const scales = new Float32Array(scaleDims.reduce((a, b) => a * b)).fill(bits === 4 ? 0.004 : 0.0003);
+    work.graph.constants.push(
+      { name, type: ONNX_UINT8, dims: [experts, rows, (columns * bits) / 8], data: values },
+      { name: `${name}_scales`, type: ONNX_FLOAT, dims: scaleDims, data: scales },
+    );
+  }
+  return work;
 }
 
 function load(): { ort: Ort; version: string } {

@@ -3,7 +3,8 @@ import { DTYPE_CODE } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { blockScaleOf, checkScales, type MatrixSource, packReference, unfitError } from '../gemm/weights.ts';
 import { checkOptions, type Op } from '../op.ts';
-import { BLOCK, type Rounding, type WeightType } from '../reference/gemm/quantize.ts';
+import { decodeMxfp4 } from '../reference/gemm/mxfp4.ts';
+import { BLOCK, dequantizedRows, type Rounding, type WeightType } from '../reference/gemm/quantize.ts';
 import type { ReferenceBank } from '../reference/moe/expertsForward.ts';
 import { asTensor, type TensorLike } from '../tensor.ts';
 import type { Biases, ExpertSources, Layout, Stacked } from './experts.ts';
@@ -80,7 +81,7 @@ const PARTS: readonly Part[] = ['gate', 'up', 'down'];
 
 function sourceOf(l: Layout, s: ScaleLists, part: Part, e: number): MatrixSource | null {
   const data = l[part];
-  if (data === null) return null;
+  if (data === null || l.source === 'mxfp4') return null;
   const { hidden: d, intermediate: f } = l.shape;
   const [n, k] = part === 'down' ? [d, f] : [f, d];
   return {
@@ -94,8 +95,31 @@ function sourceOf(l: Layout, s: ScaleLists, part: Part, e: number): MatrixSource
   };
 }
 
+/** MXFP4 blocks as rows of the packed type: their own values, or those rounded again. */
+function mxfp4Rows(l: Layout, part: Part, e: number, type: WeightType, group: number, rounding: Rounding) {
+  const { hidden: d, intermediate: f } = l.shape;
+  const [n, k] = part === 'down' ? [d, f] : [f, d];
+  const data = l[part];
+  const exponents = l.exponents[PARTS.indexOf(part)];
+  if (data === null || exponents === null) return undefined;
+  const [stride] = part === 'down' ? l.downStrides : l.upStrides;
+  const decoded = Array.from({ length: n }, (_, i) => {
+    const from = i * stride;
+    const blocks = (data[e] as Uint8Array).subarray(from, from + k / 2);
+    return decodeMxfp4(blocks, exponents[e].subarray(from / 16, (from + k / 2) / 16));
+  });
+  const rows = type === 'mxfp4' ? decoded : dequantizedRows(decoded, type, group, rounding);
+  return { type, group, n, k, rows };
+}
+
 /** The op for one layer: its reference fills the bank, its errors name expert, matrix, output and input. */
-export function packOpOf(l: Layout, [gb, ub, db]: Biases, s: ScaleLists, type: WeightType): Op {
+export function packOpOf(
+  l: Layout,
+  [gb, ub, db]: Biases,
+  s: ScaleLists,
+  type: WeightType,
+  first: number,
+): Op {
   const { experts, hidden: d, intermediate: f } = l.shape;
   return {
     name: 'packExperts',
@@ -109,27 +133,28 @@ export function packOpOf(l: Layout, [gb, ub, db]: Biases, s: ScaleLists, type: W
       ];
       for (let e = 0; e < experts; e++) {
         const [gate, up, down] = PARTS.map((part, i) => {
-          const source = sourceOf(l, s, part, e);
-          if (source === null) return undefined;
           const rounding: Rounding = {
             symmetric,
             search,
             meanSquare: part === 'down' ? intermediate : hidden,
           };
+          if (l.source === 'mxfp4') return mxfp4Rows(l, part, e, type, group, rounding);
+          const source = sourceOf(l, s, part, e);
+          if (source === null) return undefined;
           const rows = packReference(source, type, group, rounding);
           if (typeof rows === 'number') return (3 * e + i) * d * f + rows;
           const { n, k } = source;
           return { type, group, n, k, rows };
         });
         for (const m of [gate, up, down]) if (typeof m === 'number') return m;
-        bank.experts.push({
+        bank.experts[first + e] = {
           gate: gate as never,
           up: up as never,
           down: down as never,
           gateBias: gb?.[e].slice(),
           upBias: ub?.[e].slice(),
           downBias: db?.[e].slice(),
-        });
+        };
       }
       return 0;
     },

@@ -2,6 +2,7 @@ import type { Addon } from '../backend.ts';
 import { DTYPE_CODE, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { FLOAT_TYPES, outputTensor, WEIGHT_CODE, weightOptions } from '../gemm/linear.ts';
+import { checkMxfp4, isMxfp4, type Mxfp4Blocks } from '../gemm/mxfp4.ts';
 import {
   meanSquareOf,
   type RoundingOptions,
@@ -21,7 +22,7 @@ import {
   optionChoice,
   optionNumber,
 } from '../op.ts';
-import type { Activation } from '../reference/gemm/activation.ts';
+import { ACTIVATIONS, type Activation } from '../reference/gemm/activation.ts';
 import type { WeightType } from '../reference/gemm/quantize.ts';
 import { expertsForwardReference, type ReferenceBank } from '../reference/moe/expertsForward.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
@@ -30,18 +31,11 @@ import type { Routing } from './routeTopK.ts';
 
 export type { Activation };
 
-const ACTIVATIONS: readonly Activation[] = [
-  'silu',
-  'clamped-swiglu',
-  'gelu-tanh',
-  'gelu',
-  'relu-squared',
-  'relu',
-  'identity',
-];
-
-/** One matrix per expert: a list of `[out, in]` tensors, or one tensor `[experts, out, in]`. */
-export type Stacked = TensorLike | readonly TensorLike[];
+/**
+ * One matrix per expert: a list of `[out, in]` tensors, one tensor `[experts, out, in]`, or MXFP4 blocks of gpt-oss
+ * `[experts, out, in / 32, 16]` with their scales.
+ */
+export type Stacked = TensorLike | readonly TensorLike[] | Mxfp4Blocks;
 
 /**
  * Expert weights as checkpoints store them. f = intermediate size, d = hidden size. With `layout: 'in-out'` every
@@ -70,7 +64,10 @@ export interface ExpertBiases {
 }
 
 export interface PackExpertsOptions extends RoundingOptions {
-  /** How the weights are stored. Default: the sources' type (float16 becomes float32, float8_e4m3 is float8). */
+  /**
+   * How the weights are stored. Default: the sources' type (float16 becomes float32, float8_e4m3 is float8). MXFP4
+   * sources packed as `'mxfp4'` keep their bits.
+   */
   type?: WeightType;
   /** k values per scale: int4 32, 64 or 128 (default 32), MXFP4 32. Must divide d and f. */
   groupSize?: number;
@@ -125,8 +122,9 @@ export class ExpertWeights extends Handle<ReferenceBank> {
           hidden,
           intermediate,
           experts,
+          group,
         ),
-      () => ({ activation, alpha, limit, hidden, intermediate, experts: [] }),
+      () => ({ activation, alpha, limit, hidden, intermediate, experts: new Array(experts) }),
     );
     this.experts = experts;
     this.hiddenSize = hidden;
@@ -141,6 +139,30 @@ export class ExpertWeights extends Handle<ReferenceBank> {
     this.bytes = (this.addon['accountBank'] as unknown as (h: object) => number)(this.data);
   }
 
+  /** @internal Bytes that each expert takes once packed; biases are all there or none. */
+  expertBytes(biased: boolean): number {
+    const { hiddenSize: d, intermediateSize: f } = this;
+    if (this.addon === null) return 4 * (3 * d * f + (biased ? 2 * f + d : 0)); // rows of float32
+    return (this.addon['expertBytes'] as unknown as (h: object, b: boolean) => number)(
+      this.use(undefined),
+      biased,
+    );
+  }
+
+  /** @internal Frees the slot of an expert that no running call uses. */
+  evict(expert: number): void {
+    const data = this.use(undefined);
+    if (this.addon === null) delete (data as ReferenceBank).experts[expert];
+    else (this.addon['evictExpert'] as unknown as (h: object, e: number) => void)(data, expert);
+  }
+
+  /** @internal Tells the garbage collector how much is packed now. */
+  accountAs(bytes: number): void {
+    this.bytes = bytes;
+    if (this.addon === null) return;
+    (this.addon['setBankBytes'] as unknown as (h: object, b: number) => void)(this.use(undefined), bytes);
+  }
+
   protected override release(addon: Addon, data: object): void {
     (addon['releaseBank'] as unknown as (h: object) => void)(data);
   }
@@ -153,15 +175,30 @@ export interface BankShape {
   gated: boolean;
 }
 
+/** @internal */
+export type ExpertSourceType = SourceType | 'mxfp4';
+
 interface Matrices {
-  type: SourceType;
+  type: ExpertSourceType;
   rows: number;
   columns: number;
   data: SourceData[];
+  /** e8m0 of MXFP4 sources. */
+  exponents?: Uint8Array[];
 }
 
 /** Splits a stacked tensor or checks a list: the same type and `[rows, columns]` for each expert. */
 function matricesOf(value: Stacked, name: string): Matrices {
+  if (isMxfp4(value)) {
+    const m = checkMxfp4(value, name, 3);
+    const [experts, rows, columns] = m.dims;
+    if (experts === 0) throw new HeddleError('ERR_SHAPE', `${name}: at least one expert is needed`);
+    const part = (data: Uint8Array) => {
+      const size = data.length / experts;
+      return Array.from({ length: experts }, (_, e) => data.subarray(e * size, (e + 1) * size));
+    };
+    return { type: 'mxfp4', rows, columns, data: part(m.blocks), exponents: part(m.scales) };
+  }
   if (Array.isArray(value)) {
     if (value.length === 0) throw new HeddleError('ERR_SHAPE', `${name}: at least one expert is needed`);
     const tensors = value.map((v, i) => asTensor(v as TensorLike, `${name}[${i}]`, SOURCE_TYPES, 2));
@@ -211,15 +248,18 @@ function biasesOf(
 /** Everything the boundary needs: pointers per expert and shared strides (native/binding/experts.cpp). */
 export interface Layout {
   shape: BankShape;
-  source: SourceType;
+  source: ExpertSourceType;
   gate: SourceData[] | null;
   up: SourceData[];
   upStrides: [n: number, k: number];
   down: SourceData[];
   downStrides: [n: number, k: number];
+  /** MXFP4: exponents of gate, up and down; their row stride is a 16th of the blocks' (16 bytes a block). */
+  exponents: [Uint8Array[] | null, Uint8Array[] | null, Uint8Array[] | null];
 }
 
-function layoutOf(s: ExpertSources): Layout {
+/** @internal */
+export function layoutOf(s: ExpertSources): Layout {
   if (s === null || typeof s !== 'object')
     throw new HeddleError('ERR_ARGUMENT', 'sources: expected { gate, up, down } or { gateUp, down }');
   checkOptions(s, SOURCE_KEYS, 'sources');
@@ -246,8 +286,12 @@ function layoutOf(s: ExpertSources): Layout {
       throw new HeddleError('ERR_DTYPE', `${name} is ${m.type}, down is ${down.type}`);
     return m;
   };
-  const strides = (width: number): [number, number] => (transposed ? [1, width] : [hidden, 1]);
-  const downStrides: [number, number] = transposed ? [1, hidden] : [intermediate, 1];
+  const mxfp4 = down.type === 'mxfp4';
+  if (mxfp4 && transposed)
+    throw new HeddleError('ERR_OPTION', "layout: MXFP4 blocks are 'out-in', got 'in-out'");
+  const perElement = mxfp4 ? 2 : 1; // strides count array elements, and a byte of blocks holds two values
+  const strides = (width: number): [number, number] => (transposed ? [1, width] : [hidden / perElement, 1]);
+  const downStrides: [number, number] = transposed ? [1, hidden] : [intermediate / perElement, 1];
   const common = { source: down.type, down: down.data, downStrides };
   if (s.gateUp !== undefined) {
     if (s.gate !== undefined || s.up !== undefined) {
@@ -262,6 +306,9 @@ function layoutOf(s: ExpertSources): Layout {
       gate: both.data,
       up: both.data.map((m) => m.subarray(offset)),
       upStrides: [s.interleaved ? 2 * n : n, k],
+      exponents: both.exponents
+        ? [both.exponents, both.exponents.map((m) => m.subarray(offset / 16)), down.exponents ?? null]
+        : NO_EXPONENTS,
     };
   }
   if (s.up === undefined) throw new HeddleError('ERR_ARGUMENT', 'up: required (or gateUp)');
@@ -274,9 +321,11 @@ function layoutOf(s: ExpertSources): Layout {
     gate: gate?.data ?? null,
     up: up.data,
     upStrides: strides(intermediate),
+    exponents: up.exponents ? [gate?.exponents ?? null, up.exponents, down.exponents ?? null] : NO_EXPONENTS,
   };
 }
 
+const NO_EXPONENTS: Layout['exponents'] = [null, null, null];
 const SOURCE_KEYS: ReadonlySet<string> = new Set(['gate', 'up', 'gateUp', 'interleaved', 'down', 'layout']);
 const PACK_OPTIONS: ReadonlySet<string> = new Set([
   'type',
@@ -298,7 +347,8 @@ const BIAS_KEYS: ReadonlySet<string> = new Set(['gate', 'up', 'gateUp', 'down'])
 
 export type Biases = [Float32Array[] | null, Float32Array[] | null, Float32Array[] | null];
 
-function biasLists(b: ExpertBiases | undefined, shape: BankShape, interleaved: boolean): Biases {
+/** @internal */
+export function biasLists(b: ExpertBiases | undefined, shape: BankShape, interleaved: boolean): Biases {
   if (b === undefined) return [null, null, null];
   checkOptions(b, BIAS_KEYS, 'biases');
   const { experts, hidden, intermediate } = shape;
@@ -328,7 +378,31 @@ function preparePack(sources: ExpertSources, options: (PackExpertsOptions & OpOp
   const { hidden, intermediate } = l.shape;
   if (hidden === 0 || intermediate === 0)
     throw new HeddleError('ERR_SHAPE', `experts of size ${hidden} x ${intermediate} have no weights`);
-  const [type, group] = weightOptions(o.type, o.groupSize, l.source, [hidden, intermediate]);
+  const [type, group] = expertWeightOptions(o, l.source, hidden, intermediate);
+  const weights = new ExpertWeights(l.shape, o, type, group, o.backend);
+  return { weights, ...packCall(weights, l, o, sources, 0) };
+}
+
+/** @internal Type and group of packed experts; MXFP4 sources stay MXFP4 unless told otherwise. */
+export function expertWeightOptions(
+  o: Pick<PackExpertsOptions, 'type' | 'groupSize'>,
+  source: ExpertSourceType,
+  hidden: number,
+  intermediate: number,
+): [WeightType, number] {
+  const [type, float] = source === 'mxfp4' ? [o.type ?? source, 'float32' as const] : [o.type, source];
+  return weightOptions(type, o.groupSize, float, [hidden, intermediate]);
+}
+
+function packCall(
+  weights: ExpertWeights,
+  l: Layout,
+  o: Pick<PackExpertsOptions, 'biases' | 'calibration' | 'symmetric' | 'search' | 'scales'>,
+  sources: ExpertSources,
+  first: number,
+): { op: Op; args: unknown[] } {
+  const { type, groupSize: group } = weights;
+  const { hidden, intermediate } = l.shape;
   const biases = biasLists(o.biases, l.shape, sources.interleaved === true);
   checkOptions(o.calibration, CALIBRATION_KEYS, 'calibration');
   const meanSquares = [
@@ -338,11 +412,10 @@ function preparePack(sources: ExpertSources, options: (PackExpertsOptions & OpOp
   const calibrated = meanSquares.some((m) => m !== null);
   const { symmetric, search } = roundingOf(o, type, calibrated);
   const scales = scaleLists(o.scales, sources, l);
-  const weights = new ExpertWeights(l.shape, o, type, group, o.backend);
   const args = [
     weights.use(undefined),
     group,
-    DTYPE_CODE[l.source],
+    DTYPE_CODE[l.source === 'mxfp4' ? 'uint8' : l.source],
     l.gate,
     l.up,
     ...l.upStrides,
@@ -356,8 +429,20 @@ function preparePack(sources: ExpertSources, options: (PackExpertsOptions & OpOp
     scales.up,
     scales.upRow0,
     scales.down,
+    ...l.exponents,
+    first,
   ];
-  return { weights, args, op: packOpOf(l, biases, scales, type) };
+  return { op: packOpOf(l, biases, scales, type, first), args };
+}
+
+/** @internal The pack op's call for experts that go to slots `first` … of a bank that no forward reads there. */
+export function preparePackInto(
+  weights: ExpertWeights,
+  first: number,
+  sources: ExpertSources,
+  biases: ExpertBiases | undefined,
+): { op: Op; args: unknown[] } {
+  return packCall(weights, layoutOf(sources), { biases }, sources, first);
 }
 
 /**
@@ -409,7 +494,8 @@ const FORWARD_OPTIONS: ReadonlySet<string> = new Set([
   'signal',
 ]);
 
-const forwardOp: Op = {
+/** @internal */
+export const forwardOp: Op = {
   name: 'expertsForward',
   reference: expertsForwardReference,
   invalid: (index, args) => {
@@ -422,7 +508,8 @@ const forwardOp: Op = {
   },
 };
 
-function prepareForward(
+/** @internal Checks a forward's arguments; the op's last argument, the routes' outputs, is left out. */
+export function prepareForward(
   x: TensorLike,
   routing: Routing,
   weights: ExpertWeights,

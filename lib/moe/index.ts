@@ -1,5 +1,7 @@
+export { type Mxfp4Blocks, type UnpackMxfp4Options, unpackMxfp4 } from '../gemm/mxfp4.ts';
 export { type CombineOptions, combine, combineSync } from './combine.ts';
 export { MOE_MODEL_TYPES } from './config.ts';
+export type { ExpertCacheStats } from './expertCache.ts';
 export { type CapacityStyle, type ExpertCapacityOptions, expertCapacity } from './expertCapacity.ts';
 export {
   type Activation,
@@ -14,6 +16,13 @@ export {
   packExpertsSync,
   type Stacked,
 } from './experts.ts';
+export {
+  type ExpertGradients,
+  type ExpertsBackwardOptions,
+  expertsBackward,
+  expertsBackwardSync,
+  type StackedGradient,
+} from './expertsBackward.ts';
 export type { ExpertScales } from './expertWeights.ts';
 export { type ImportanceLossOptions, importanceLoss, importanceLossSync } from './importanceLoss.ts';
 export { MoELayer, type MoELayerOptions } from './layer.ts';

@@ -1,89 +1,19 @@
 import type { BackendName } from '../backend.ts';
-import { type Checkpoint, openCheckpoint } from '../checkpoint.ts';
-import { decodeFloats, type FloatType } from '../dtype.ts';
+import { runAsync, runSync } from '../checkpoint/steps.ts';
+import { Checkpoint, openCheckpoint } from '../checkpoint.ts';
+import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import {
-  FLOAT_TYPES,
-  linear,
-  linearSync,
-  type PackedMatrix,
-  packMatrix,
-  type WeightType,
-} from '../gemm/linear.ts';
+import { FLOAT_TYPES, linear, linearSync, type WeightType } from '../gemm/linear.ts';
 import { type AsyncOpOptions, checkOptions, type OpOptions, optionInteger } from '../op.ts';
 import { asTensor, makeTensor, Tensor, type TensorLike } from '../tensor.ts';
-import { type MoEBlock, moeBlock } from './config.ts';
-import {
-  type ExpertSources,
-  type ExpertWeights,
-  expertsForward,
-  expertsForwardSync,
-  packExperts,
-} from './experts.ts';
+import { cachedForward } from './cachedForward.ts';
+import { moeBlock } from './config.ts';
+import type { ExpertCacheStats } from './expertCache.ts';
+import { expertsForward, expertsForwardSync } from './experts.ts';
+import { LOAD_OPTIONS, type MoELayerOptions, type Parts, readParts } from './load.ts';
 import { type RouteTopKOptions, type Routing, routeTopK, routeTopKSync } from './routeTopK.ts';
 
-export interface MoELayerOptions {
-  /** Index of the decoder layer. */
-  layer: number;
-  /** How expert weights are packed. Default: as the checkpoint stores them. The router stays float32. */
-  type?: WeightType;
-  /** k values per scale of int4 (32, 64, 128). Default 32. */
-  groupSize?: number;
-  backend?: 'auto' | BackendName;
-  threads?: number;
-  signal?: AbortSignal;
-  /** Called while weights are read and packed. */
-  onProgress?: (progress: { done: number; total: number; stage: string }) => void;
-}
-
-const LOAD_OPTIONS: ReadonlySet<string> = new Set([
-  'layer',
-  'type',
-  'groupSize',
-  'backend',
-  'threads',
-  'signal',
-  'onProgress',
-]);
-
-interface Parts {
-  block: MoEBlock;
-  router: PackedMatrix;
-  routerBias?: Tensor<'float32'>;
-  selectionBias?: Tensor<'float32'>;
-  experts: ExpertWeights;
-  shared?: ExpertWeights;
-  sharedGate?: PackedMatrix;
-}
-
-/** Reads a tensor that must exist with these dims and a float type. */
-async function readTensor(
-  c: Checkpoint,
-  name: string,
-  dims: readonly number[],
-  signal?: AbortSignal,
-): Promise<Tensor<FloatType>> {
-  const t = asTensor((await c.read(name, { signal })) as TensorLike, name, FLOAT_TYPES);
-  if (t.dims.length !== dims.length || t.dims.some((d, i) => d !== dims[i])) {
-    throw new HeddleError(
-      'ERR_CHECKPOINT',
-      `${c.path}: ${name} has dims [${t.dims.join(', ')}], config.json makes it [${dims.join(', ')}]`,
-    );
-  }
-  return t;
-}
-
-async function readFloat32(
-  c: Checkpoint,
-  name: string,
-  dims: readonly number[],
-  signal?: AbortSignal,
-): Promise<Tensor<'float32'>> {
-  const t = await readTensor(c, name, dims, signal);
-  return t.type === 'float32'
-    ? (t as Tensor<'float32'>)
-    : makeTensor('float32', decodeFloats(t.data, t.type), t.dims);
-}
+export type { MoELayerOptions };
 
 /**
  * A mixture-of-experts layer read from a Hugging Face checkpoint directory: mixtral, qwen2_moe, qwen3_moe, olmoe,
@@ -107,6 +37,8 @@ export class MoELayer {
   readonly backend: BackendName;
   private readonly parts: Parts;
   private disposed = false;
+  /** Calls under way; what they use is freed when the last one ends. */
+  private running = 0;
 
   private constructor(parts: Parts) {
     this.parts = parts;
@@ -122,19 +54,34 @@ export class MoELayer {
   }
 
   /**
-   * Reads config.json and the layer's tensors, and packs the weights.
-   * @param directory checkpoint directory (config.json, model.safetensors or shards with an index), or one file
+   * Reads config.json and the layer's tensors, and packs the weights; with `memoryBudget`, experts on first use.
+   * @param source checkpoint directory (config.json, model.safetensors or shards with an index), one file, or an open
+   *   checkpoint, which many layers can share (a layer with a `memoryBudget` keeps every shard open otherwise) and
+   *   which stays the caller's to close
    * @throws HeddleError `ERR_CHECKPOINT` naming file, field or tensor; `ERR_OPTION`; `ERR_MEMORY`; `ERR_ABORTED`
    */
-  static async load(directory: string, options: MoELayerOptions): Promise<MoELayer> {
+  static async load(source: string | Checkpoint, options: MoELayerOptions): Promise<MoELayer> {
     checkOptions(options, LOAD_OPTIONS, 'MoELayer.load');
     const layer = optionInteger(options?.layer, 0, 100_000, 'layer');
-    const checkpoint = await openCheckpoint(directory);
+    const load = async (c: Checkpoint, own: boolean) =>
+      new MoELayer(await readParts(c, moeBlock(c, layer), options, own));
+    if (source instanceof Checkpoint) return load(source, false);
+    // A file that stays open may be truncated by others: a read then fails, a mapped page would end the process.
+    const map = options.memoryBudget === undefined ? 'auto' : 'never';
+    const checkpoint = await openCheckpoint(source, { map });
+    let keep = false;
     try {
-      return new MoELayer(await readParts(checkpoint, moeBlock(checkpoint, layer), options));
+      const loaded = await load(checkpoint, true);
+      keep = loaded.cache !== undefined;
+      return loaded;
     } finally {
-      checkpoint.close();
+      if (!keep) checkpoint.close();
     }
+  }
+
+  /** Counters of a layer loaded with `memoryBudget`; undefined without one. */
+  get cache(): ExpertCacheStats | undefined {
+    return this.parts.cache?.stats;
   }
 
   /** Bytes of packed weights. */
@@ -158,10 +105,23 @@ export class MoELayer {
     return { flat: makeTensor(t.type, t.data, [t.size / d, d]), dims: t.dims };
   }
 
+  /** Keeps the weights while `work` runs. */
+  private async hold<T>(work: () => Promise<T>): Promise<T> {
+    this.running++;
+    try {
+      return await work();
+    } finally {
+      if (--this.running === 0 && this.disposed) this.free();
+    }
+  }
+
   /** Router logits, expert ids and weights of each token. `x` `[.., hidden]`; results `[tokens, …]`. */
   async route(x: TensorLike, options: AsyncOpOptions = {}): Promise<Routing & { logits: Tensor<'float32'> }> {
     const { flat } = this.tokens(x);
-    const o = { ...options, backend: this.backend };
+    return this.hold(() => this.routeFlat(flat, { ...options, backend: this.backend }));
+  }
+
+  private async routeFlat(flat: Tensor<FloatType>, o: AsyncOpOptions) {
     const logits = (await linear(flat, this.parts.router, {
       ...o,
       bias: this.parts.routerBias,
@@ -184,127 +144,59 @@ export class MoELayer {
    * The block's output, shared experts included.
    * @param x `[.., hidden]` float32, bfloat16 or float16
    * @returns the same dims and type as x
+   * @throws HeddleError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DISPOSED`, `ERR_MEMORY`, `ERR_ABORTED`; with a `memoryBudget`
+   *   also `ERR_CHECKPOINT` when an expert cannot be read: later forwards are not affected
    */
   async forward(x: TensorLike, options: AsyncOpOptions = {}): Promise<Tensor<FloatType>> {
     const { flat, dims } = this.tokens(x);
     const o = { ...options, backend: this.backend };
-    const routing = await this.route(flat, o);
-    const { experts, shared, sharedGate } = this.parts;
-    const gate =
-      sharedGate === undefined ? undefined : await linear(flat, sharedGate, { ...o, activation: 'sigmoid' });
-    const y = await expertsForward(flat, routing, experts, {
-      ...o,
-      shared,
-      sharedGate: flatten(gate),
-      outType: flat.type,
+    return this.hold(async () => {
+      const routing = await this.routeFlat(flat, o);
+      const { experts, cache, shared, sharedGate: gate } = this.parts;
+      const open = gate && (await linear(flat, gate, { ...o, activation: 'sigmoid' }));
+      const forward = { shared, sharedGate: flatten(open), outType: flat.type };
+      const y =
+        cache === undefined
+          ? await expertsForward(flat, routing, experts, { ...o, ...forward })
+          : await runAsync(cachedForward(cache, flat, routing, forward, o));
+      return makeTensor(y.type, y.data, dims);
     });
-    return makeTensor(y.type, y.data, dims);
   }
 
-  /** {@link forward} on the calling thread. */
+  /**
+   * {@link forward} on the calling thread. With a `memoryBudget` it throws `ERR_MEMORY` where it would have to wait for
+   * asynchronous forwards.
+   */
   forwardSync(x: TensorLike, options: OpOptions = {}): Tensor<FloatType> {
     const { flat, dims } = this.tokens(x);
     const o = { ...options, backend: this.backend };
     const routing = this.routeSync(flat, o);
-    const { experts, shared, sharedGate } = this.parts;
-    const gate =
-      sharedGate === undefined ? undefined : linearSync(flat, sharedGate, { ...o, activation: 'sigmoid' });
-    const y = expertsForwardSync(flat, routing, experts, {
-      ...o,
-      shared,
-      sharedGate: flatten(gate),
-      outType: flat.type,
-    });
+    const { experts, cache, shared, sharedGate: gate } = this.parts;
+    const open = gate && linearSync(flat, gate, { ...o, activation: 'sigmoid' });
+    const forward = { shared, sharedGate: flatten(open), outType: flat.type };
+    const y =
+      cache === undefined
+        ? expertsForwardSync(flat, routing, experts, { ...o, ...forward })
+        : runSync(cachedForward(cache, flat, routing, forward, o));
     return makeTensor(y.type, y.data, dims);
   }
 
-  /** Frees the packed weights (when the last running call ends). Further use throws `ERR_DISPOSED`. */
+  /**
+   * Frees the packed weights and closes the checkpoint: when the running calls have ended, which still give their
+   * results. Further use throws `ERR_DISPOSED`.
+   */
   dispose(): void {
     this.disposed = true;
-    const { router, experts, shared, sharedGate } = this.parts;
-    for (const handle of [router, experts, shared, sharedGate]) handle?.dispose();
+    if (this.running === 0) this.free();
+  }
+
+  private free(): void {
+    const { router, experts, cache, shared, sharedGate } = this.parts;
+    for (const part of [router, cache ?? experts, shared, sharedGate]) part?.dispose();
   }
 }
 
 /** `[tokens, 1]` as `[tokens]`. */
 function flatten(t: Tensor<FloatType> | undefined): Tensor | undefined {
   return t === undefined ? undefined : new Tensor('float32', t.data as Float32Array, [t.size]);
-}
-
-async function readParts(c: Checkpoint, block: MoEBlock, options: MoELayerOptions): Promise<Parts> {
-  const { hiddenSize: d, intermediateSize: f, experts: count, tensors } = block;
-  const { signal } = options;
-  const op: AsyncOpOptions = { backend: options.backend, threads: options.threads, signal };
-  const names = tensors.experts;
-  const total = 2 + ('gateUp' in names ? 2 : 3 * count) + (tensors.shared ? 4 : 0);
-  let done = 0;
-  const step = (stage: string) => options.onProgress?.({ done: ++done, total, stage });
-  const pack = { ...op, type: options.type, groupSize: options.groupSize, ...block.activation };
-
-  const router = await packMatrix(await readFloat32(c, tensors.router, [count, d], signal), {
-    ...op,
-    type: 'float32',
-  });
-  step('router');
-  const routerBias = tensors.routerBias && (await readFloat32(c, tensors.routerBias, [count], signal));
-  const selectionBias =
-    tensors.selectionBias && (await readFloat32(c, tensors.selectionBias, [count], signal));
-
-  let experts: ExpertWeights;
-  if ('gateUp' in names) {
-    const gateUp = await readTensor(c, names.gateUp, [count, d, 2 * f], signal);
-    step('gate and up');
-    const down = await readTensor(c, names.down, [count, f, d], signal);
-    step('down');
-    const biases = {
-      gateUp: await readFloat32(c, names.gateUpBias, [count, 2 * f], signal),
-      down: await readFloat32(c, names.downBias, [count, d], signal),
-    };
-    experts = await packExperts({ gateUp, down, interleaved: true, layout: 'in-out' }, { ...pack, biases });
-  } else {
-    const sources: Required<Pick<ExpertSources, 'gate' | 'up' | 'down'>> = { gate: [], up: [], down: [] };
-    for (let e = 0; e < count; e++) {
-      const read = async (name: string, dims: number[]) => {
-        const t = await readTensor(c, name.replace('{}', String(e)), dims, signal);
-        step(`expert ${e}`);
-        return t;
-      };
-      (sources.gate as Tensor[]).push(await read(names.gate, [f, d]));
-      (sources.up as Tensor[]).push(await read(names.up, [f, d]));
-      (sources.down as Tensor[]).push(await read(names.down, [d, f]));
-    }
-    experts = await packExperts(sources, pack);
-  }
-
-  let shared: ExpertWeights | undefined;
-  let sharedGate: PackedMatrix | undefined;
-  if (tensors.shared) {
-    const s = tensors.shared;
-    const size = s.intermediateSize;
-    shared = await packExperts(
-      {
-        gate: [await readTensor(c, s.gate, [size, d], signal)],
-        up: [await readTensor(c, s.up, [size, d], signal)],
-        down: [await readTensor(c, s.down, [d, size], signal)],
-      },
-      pack,
-    );
-    step('shared experts');
-  }
-  if (tensors.sharedGate) {
-    sharedGate = await packMatrix(await readFloat32(c, tensors.sharedGate, [1, d], signal), {
-      ...op,
-      type: 'float32',
-    });
-  }
-  step('packed');
-  return {
-    block,
-    router,
-    routerBias: routerBias || undefined,
-    selectionBias: selectionBias || undefined,
-    experts,
-    shared,
-    sharedGate,
-  };
 }

@@ -6,6 +6,7 @@
 #include "binding/call.h"
 #include "gemm/linear.h"
 #include "moe/experts.h"
+#include "moe/experts_backward.h"
 
 namespace heddle::binding {
 namespace {
@@ -55,7 +56,30 @@ Napi::Value create_bank(const Napi::CallbackInfo& info) {
   bank->hidden = static_cast<int64_t>(number(5));
   bank->intermediate = static_cast<int64_t>(number(6));
   bank->experts.resize(static_cast<size_t>(number(7)));
+  bank->set_shapes(static_cast<int64_t>(number(8)));
   return make_handle(info.Env(), std::move(bank));
+}
+
+// Bytes of one packed expert: (bank, biased).
+Napi::Value expert_bytes(const Napi::CallbackInfo& info) {
+  const auto& bank = info[0].As<Napi::External<Handle<ExpertBank>>>().Data()->object;
+  return Napi::Number::New(info.Env(), static_cast<double>(bank->expert_bytes(info[1].ToBoolean())));
+}
+
+// Empties a slot that no running job uses: (bank, slot).
+Napi::Value evict_expert(const Napi::CallbackInfo& info) {
+  const auto& bank = info[0].As<Napi::External<Handle<ExpertBank>>>().Data()->object;
+  bank->experts[static_cast<size_t>(info[1].As<Napi::Number>().Int64Value())] = PackedExpert{};
+  return info.Env().Undefined();
+}
+
+// Tells the collector the size that the caller keeps count of (a job may be packing another slot now): (bank, bytes).
+Napi::Value set_bank_bytes(const Napi::CallbackInfo& info) {
+  auto* h = info[0].As<Napi::External<Handle<ExpertBank>>>().Data();
+  const int64_t bytes = info[1].As<Napi::Number>().Int64Value();
+  Napi::MemoryManagement::AdjustExternalMemory(info.Env(), bytes - h->accounted);
+  h->accounted = bytes;
+  return info.Env().Undefined();
 }
 
 Napi::Value pack_experts_call(const Napi::CallbackInfo& info) {
@@ -77,12 +101,17 @@ Napi::Value pack_experts_call(const Napi::CallbackInfo& info) {
   const int64_t up_row0 = call.integer();
   const auto down_scale = call.arrays<float>();
   const int64_t d_blocks = (a.bank->hidden + kBlock - 1) / kBlock, f_blocks = (a.bank->intermediate + kBlock - 1) / kBlock;
+  const auto gate_exponent = call.arrays<uint8_t>(), up_exponent = call.arrays<uint8_t>(), down_exponent = call.arrays<uint8_t>();
+  a.first = static_cast<size_t>(call.integer());
   for (size_t i = 0; i < down.size(); ++i) {
     ExpertSource s;
     auto scale_of = [&](const std::vector<float*>& scales) { return scales.empty() ? nullptr : scales[i]; };
     if (!gate.empty()) s.gate = {gate[i], type, gn, gk, scale_of(gate_scale), d_blocks, 0};
     s.up = {up[i], type, gn, gk, scale_of(up_scale), d_blocks, up_row0};
     s.down = {down[i], type, dn, dk, scale_of(down_scale), f_blocks, 0};
+    if (!gate_exponent.empty()) s.gate.exponent = gate_exponent[i];
+    if (!up_exponent.empty()) s.up.exponent = up_exponent[i];
+    if (!down_exponent.empty()) s.down.exponent = down_exponent[i];
     if (!gate_bias.empty()) s.gate_bias = gate_bias[i];
     if (!up_bias.empty()) s.up_bias = up_bias[i];
     if (!down_bias.empty()) s.down_bias = down_bias[i];
@@ -105,7 +134,53 @@ Napi::Value experts_forward_call(const Napi::CallbackInfo& info) {
   a.weights = call.array<float>();
   a.out = call.array<void>();
   a.out_type = call.dtype();
+  a.routes = call.array<float>();
   return call.submit(std::move(a), experts_forward);
+}
+
+Napi::Value experts_backward_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  ExpertsBackwardArgs a;
+  a.grad_output = call.array<void>();
+  a.grad_type = call.dtype();
+  a.x = call.array<void>();
+  a.type = call.dtype();
+  a.tokens = call.integer();
+  a.k = call.integer();
+  a.indices = call.array<int32_t>();
+  a.weights = call.array<float>();
+  a.pack = static_cast<PackType>(call.integer());
+  a.activation = static_cast<Activation>(call.integer());
+  a.alpha = static_cast<float>(call.number());
+  a.limit = static_cast<float>(call.number());
+  a.hidden = call.integer();
+  a.intermediate = call.integer();
+  const DType type = call.dtype();
+  const auto gate = call.arrays<void>(), up = call.arrays<void>();
+  const int64_t gn = call.integer(), gk = call.integer();
+  const auto down = call.arrays<void>();
+  const int64_t dn = call.integer(), dk = call.integer();
+  const auto gate_bias = call.arrays<float>(), up_bias = call.arrays<float>(), down_bias = call.arrays<float>();
+  a.grad_x = call.array<float>();
+  a.grad_weights = call.array<float>();
+  const auto grad_gate = call.arrays<float>(), grad_up = call.arrays<float>(), grad_down = call.arrays<float>();
+  const auto grad_gate_bias = call.arrays<float>(), grad_up_bias = call.arrays<float>();
+  const auto grad_down_bias = call.arrays<float>();
+  a.bias_stride = call.integer();
+  a.gated = !gate.empty();
+  for (size_t i = 0; i < down.size(); ++i) {
+    ExpertSource s;
+    ExpertGradient g;
+    if (a.gated) s.gate = {gate[i], type, gn, gk}, g.gate = grad_gate[i];
+    s.up = {up[i], type, gn, gk}, g.up = grad_up[i];
+    s.down = {down[i], type, dn, dk}, g.down = grad_down[i];
+    if (!gate_bias.empty()) s.gate_bias = gate_bias[i], g.gate_bias = grad_gate_bias[i];
+    if (!up_bias.empty()) s.up_bias = up_bias[i], g.up_bias = grad_up_bias[i];
+    if (!down_bias.empty()) s.down_bias = down_bias[i], g.down_bias = grad_down_bias[i];
+    a.sources.push_back(s);
+    a.gradients.push_back(g);
+  }
+  return call.submit(std::move(a), experts_backward);
 }
 
 Napi::Value create_matrix(const Napi::CallbackInfo& info) {
@@ -152,7 +227,11 @@ void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("createBank", Napi::Function::New(env, create_bank));
   exports.Set("packExperts", Napi::Function::New(env, pack_experts_call));
   exports.Set("expertsForward", Napi::Function::New(env, experts_forward_call));
+  exports.Set("expertsBackward", Napi::Function::New(env, experts_backward_call));
   exports.Set("accountBank", Napi::Function::New(env, account<ExpertBank>));
+  exports.Set("expertBytes", Napi::Function::New(env, expert_bytes));
+  exports.Set("evictExpert", Napi::Function::New(env, evict_expert));
+  exports.Set("setBankBytes", Napi::Function::New(env, set_bank_bytes));
   exports.Set("releaseBank", Napi::Function::New(env, release<ExpertBank>));
   exports.Set("createMatrix", Napi::Function::New(env, create_matrix));
   exports.Set("packMatrix", Napi::Function::New(env, pack_matrix_call));

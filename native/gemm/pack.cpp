@@ -39,11 +39,8 @@ void read_run(const Column& c, int64_t k0, int64_t n, int64_t k, float* out) {
   } else if (s.type == DType::kBFloat16) {
     const uint16_t* h = static_cast<const uint16_t*>(s.data) + base;
     for (int64_t i = 0; i < inside; ++i) out[i] = bf16_to_float(h[i * s.k_stride]);
-  } else if (s.type == DType::kFloat8E4M3) {
+  } else {  // the rarer ones: fp16, float8 with scales, MXFP4 blocks
     for (int64_t i = 0; i < inside; ++i) out[i] = s.at(c.row, k0 + i);
-  } else {
-    const uint16_t* h = static_cast<const uint16_t*>(s.data) + base;
-    for (int64_t i = 0; i < inside; ++i) out[i] = f16_to_float(h[i * s.k_stride]);
   }
 }
 
@@ -71,6 +68,23 @@ void pack_bf16(const Column* columns, int64_t k, int64_t steps, char* out) {
       read_run(columns[c], k0, n, k, run);
       for (int64_t i = 0; i < n; ++i) h[(((k0 + i) >> 1) * kPanel + c) * 2 + ((k0 + i) & 1)] = float_to_bf16(run[i]);
     }
+  }
+}
+
+// Codes and exponents of one column as the checkpoint has them: no value is rounded, not even -0.
+void copy_mxfp4_column(PackedMatrix& m, int64_t p, int c, const Column& column) {
+  unsigned char* data = m.data.as<unsigned char>() + p * m.steps * kStepBytes + c * 4;
+  uint8_t* exponent = m.exponent.as<uint8_t>() + p * m.groups() * kPanel + c;
+  if (!column.source) {
+    for (int64_t g = 0; g < m.groups(); ++g) exponent[g * kPanel] = 127;
+    return;
+  }
+  const MatrixSource& s = *column.source;
+  const auto* in = static_cast<const uint8_t*>(s.data) + column.row * s.n_stride;
+  for (int64_t g = 0; g < m.groups(); ++g) exponent[g * kPanel] = s.exponent[column.row * (s.n_stride / 16) + g];
+  auto code = [](const uint8_t* b, int i) { return b[i / 2] >> (i % 2 * 4) & 15; };
+  for (int64_t step = 0; step < m.steps; ++step, in += 4, data += kStepBytes) {
+    for (int i = 0; i < 4; ++i) data[i] = static_cast<unsigned char>(code(in, i) | code(in, i + 4) << 4);
   }
 }
 
@@ -107,28 +121,46 @@ bool block_scales(const MatrixSource& s, int64_t n, int64_t k, const Exec& exec,
   });
 }
 
-bool allocate(PackedMatrix& out, const PackOptions& o) {
+bool has_scale(PackType type) {
+  return type == PackType::kInt8 || type == PackType::kInt4 || type == PackType::kFloat8;
+}
+
+bool allocate(PackedMatrix& out) {
   const size_t scales = static_cast<size_t>(out.panels * out.groups() * kPanel);
-  const bool float_type = out.type == PackType::kFloat32 || out.type == PackType::kBFloat16;
   if (!out.data.reset(static_cast<size_t>(out.panels * out.steps * kStepBytes))) return false;
-  if (!float_type && out.type != PackType::kMxfp4 && !out.scale.reset(scales * sizeof(float))) return false;
+  if (has_scale(out.type) && !out.scale.reset(scales * sizeof(float))) return false;
   if (out.type == PackType::kInt8 && !out.zero.reset(scales * sizeof(int32_t))) return false;
-  if (out.type == PackType::kInt4 && !o.symmetric && !out.point.reset(scales)) return false;
+  if (out.zero_points && !out.point.reset(scales)) return false;
   return out.type != PackType::kMxfp4 || out.exponent.reset(scales);
 }
 
 }  // namespace
 
-Status pack_matrix(PackedMatrix& out, PackType type, const MatrixSource& first, const MatrixSource& second, int64_t n,
-                   int64_t k, const PackOptions& options, const Exec& exec) {
-  const bool pair = second.data != nullptr;
+void shape_matrix(PackedMatrix& out, PackType type, bool pair, int64_t n, int64_t k, const PackOptions& options) {
   out.type = type;
   out.k = k;
   out.columns = pair ? 2 * n : n;
   out.panels = pair ? round_up_to(n, kHalfPanel) / kHalfPanel : round_up_to(n, kPanel) / kPanel;
   out.steps = round_up_to(k, pack_unit(type)) / pack_unit(type);
-  out.group = type == PackType::kInt4 || type == PackType::kMxfp4 ? options.group : type == PackType::kFloat8 ? kBlock : 0;
-  if (!allocate(out, options)) return kNoMemory;
+  const bool four_bits = type == PackType::kInt4 || type == PackType::kMxfp4;
+  out.group = four_bits ? options.group : type == PackType::kFloat8 ? kBlock : 0;
+  out.zero_points = type == PackType::kInt4 && !options.symmetric;
+}
+
+int64_t packed_bytes(const PackedMatrix& m) {
+  const int64_t scales = m.panels * m.groups() * kPanel;
+  int64_t n = m.panels * m.steps * kStepBytes;
+  if (has_scale(m.type)) n += scales * static_cast<int64_t>(sizeof(float));
+  if (m.type == PackType::kInt8) n += scales * static_cast<int64_t>(sizeof(int32_t));
+  if (m.zero_points || m.type == PackType::kMxfp4) n += scales;
+  return n;
+}
+
+Status pack_matrix(PackedMatrix& out, PackType type, const MatrixSource& first, const MatrixSource& second, int64_t n,
+                   int64_t k, const PackOptions& options, const Exec& exec) {
+  const bool pair = second.data != nullptr;
+  shape_matrix(out, type, pair, n, k, options);
+  if (!allocate(out)) return kNoMemory;
 
   const bool copy = type == PackType::kFloat8 && first.type == DType::kFloat8E4M3;
   const int64_t across = (k + kBlock - 1) / kBlock, blocks = (n + kBlock - 1) / kBlock * across;
@@ -160,6 +192,10 @@ Status pack_matrix(PackedMatrix& out, PackType type, const MatrixSource& first, 
       if (!w) return failed.store(true);
       for (int c = 0; c < kPanel; ++c) {
         const Column& column = columns[c];
+        if (type == PackType::kMxfp4 && first.exponent) {
+          copy_mxfp4_column(out, p, c, column);
+          continue;
+        }
         read_run(column, 0, padded, k, w);
         int64_t i = 0;
         while (i < padded && std::isfinite(w[i])) ++i;

@@ -18,6 +18,7 @@
 // Floors: M = 1 reads every weight byte once, so the bound is memory; a tile of 12 x 32 does 2*12*32 operations
 // per 128 bytes of W and 48 of x, all from L2 after the first tile, so the bound is the FMA units.
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 #include "core/dtype.h"
@@ -44,7 +45,9 @@ inline int64_t pack_unit(PackType t) {
 constexpr int64_t kStepBytes = 128;
 constexpr int64_t kBlock = 128;  // side of a float8 scale block
 
-// A weight matrix as it comes: element (n, k) at n * n_stride + k * k_stride.
+// A weight matrix as it comes: element (n, k) at n * n_stride + k * k_stride. kUint8 stands for MXFP4 blocks as
+// stored on the hub: row n is n_stride bytes of two E2M1 codes each (the low nibble first) and n_stride / 16
+// exponents, one for 32 values.
 struct MatrixSource {
   const void* data = nullptr;
   DType type = DType::kFloat32;
@@ -52,6 +55,7 @@ struct MatrixSource {
   // float8 sources: one factor per block of 128 x 128, row-major; row0 is this source's first row in that grid.
   const float* scale = nullptr;
   int64_t scale_columns = 0, row0 = 0;
+  const uint8_t* exponent = nullptr;  // e8m0 of MXFP4 blocks
 
   float scale_at(int64_t n, int64_t k) const {
     return scale ? scale[(row0 + n) / kBlock * scale_columns + k / kBlock] : 1.0f;
@@ -59,6 +63,12 @@ struct MatrixSource {
   float at(int64_t n, int64_t k) const {
     const int64_t i = n * n_stride + k * k_stride;
     switch (type) {
+      case DType::kUint8: {
+        constexpr float value[] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
+        const int code = static_cast<const uint8_t*>(data)[n * n_stride + k / 2] >> (k % 2 * 4) & 15;
+        const float v = std::ldexp(value[code & 7], exponent[n * (n_stride / 16) + k / 32] - 127);
+        return code & 8 ? -v : v;
+      }
       case DType::kBFloat16: return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
       case DType::kFloat16: return f16_to_float(static_cast<const uint16_t*>(data)[i]);
       case DType::kFloat8E4M3: return e4m3_to_float(static_cast<const uint8_t*>(data)[i]) * scale_at(n, k);
@@ -75,6 +85,7 @@ struct PackedMatrix {
   int64_t k = 0;
   int64_t panels = 0, steps = 0;
   int64_t group = 0;    // k values per scale group (int4, MXFP4, float8); 0: one scale per column (int8)
+  bool zero_points = false;  // int4: one zero point per group
   HugeBuffer data;      // [panels][steps][128]
   HugeBuffer scale;     // int8 [panels][32]; int4, float8 [panels][groups][32]
   HugeBuffer zero;      // int8: 128 * sum of the column's q, int32 [panels][32] (see operand.h)
@@ -96,6 +107,11 @@ struct PackOptions {
   const float* mean_square = nullptr;  // [k] weight of each input in that error; nullptr: all 1
   PackOptions(int64_t g = 0) : group(g) {}  // NOLINT: a group alone is the common case
 };
+
+// Fills in what follows from type and sizes; data stays empty.
+void shape_matrix(PackedMatrix& out, PackType type, bool pair, int64_t n, int64_t k, const PackOptions& options);
+// bytes() of a matrix of this shape once it is packed.
+int64_t packed_bytes(const PackedMatrix& shape);
 
 // Packs [n, k] (second.data == nullptr), or the pair [n, k] + [n, k] into half panels. Padding is zero.
 // kOk, kNoMemory, kCancelled; bad_value(row * k + column), counted on into the second source, for the first NaN or

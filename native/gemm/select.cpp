@@ -48,8 +48,8 @@ bool has_dot(Isa isa, PackType type) {
   if (isa == Isa::kNeon && type == PackType::kBFloat16) return f.arm_bf16;
   if (isa == Isa::kNeon) return f.arm_dotprod && type != PackType::kFloat32 && type != PackType::kFloat8;
 #endif
-  if (isa != Isa::kAvx512 || type == PackType::kFloat32 || type == PackType::kFloat8) return false;
-  if (!f.avx512_bf16 || !f.avx512_vnni) return false;
+  const bool float_chain = type == PackType::kFloat32 || type == PackType::kFloat8;
+  if (isa != Isa::kAvx512 || float_chain || !f.avx512_bf16 || !f.avx512_vnni) return false;
   return type != PackType::kBFloat16 || f.fast_bf16_dot;
 }
 

@@ -128,7 +128,7 @@ Status run_bank(const ExpertsForwardArgs& a, const ExpertBank& bank, const Plan&
                 const Exec& exec) {
   const TileKernels& kernels = tile_kernels(exec.isa, bank.type);
   const ExpertStages& stages = expert_stages(exec.isa);
-  const PackedMatrix& up0 = bank.experts[0].gate_up;
+  const PackedMatrix& up0 = bank.gate_up_shape;
   const int64_t tiles = static_cast<int64_t>(plan.tiles.size());
   const int64_t groups = static_cast<int64_t>(plan.groups.size());
   std::atomic<bool> failed{false};
@@ -163,7 +163,7 @@ Status run_bank(const ExpertsForwardArgs& a, const ExpertBank& bank, const Plan&
   }));
   if (s != kOk) return s;
 
-  const PackedMatrix& down0 = bank.experts[0].down;
+  const PackedMatrix& down0 = bank.down_shape;
   s = status(parallel_for(exec, tiles, 1 + 4096 / l.h_stride, [&](int64_t begin, int64_t end) {
     const int64_t row_bytes = operand_row_bytes(l.kind, down0);
     auto* packed = static_cast<char*>(Workspace::local().get(static_cast<size_t>(kMaxTileRows * row_bytes)));
@@ -189,8 +189,8 @@ Status run_bank(const ExpertsForwardArgs& a, const ExpertBank& bank, const Plan&
 Layout layout_of(const ExpertBank& bank, Isa isa) {
   Layout l;
   l.kind = operand_kind(isa, bank.type);
-  const PackedMatrix& up = bank.experts[0].gate_up;
-  const PackedMatrix& down = bank.experts[0].down;
+  const PackedMatrix& up = bank.gate_up_shape;
+  const PackedMatrix& down = bank.down_shape;
   l.x_row = operand_row_bytes(l.kind, up);
   const int64_t width = bank.gated ? kHalfPanel : kPanel;
   l.h_stride = std::max(down.steps * pack_unit(down.type), up.panels * width);
@@ -239,6 +239,16 @@ struct BankRun {
   }
 };
 
+Status copy_routes(const ExpertsForwardArgs& a, const BankRun& routed, int64_t d, const Exec& exec) {
+  const bool done = parallel_for(exec, a.tokens * a.k, 1 + 65536 / d, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t row = routed.plan.position[static_cast<size_t>(r)];
+      if (row >= 0) std::memcpy(a.routes + r * d, routed.y + row * d, static_cast<size_t>(d) * sizeof(float));
+    }
+  });
+  return done ? kOk : kCancelled;
+}
+
 }  // namespace
 
 int64_t ExpertBank::bytes() const {
@@ -247,13 +257,23 @@ int64_t ExpertBank::bytes() const {
   return n;
 }
 
+void ExpertBank::set_shapes(int64_t group) {
+  shape_matrix(gate_up_shape, type, gated, intermediate, hidden, group);
+  shape_matrix(down_shape, type, false, hidden, intermediate, group);
+}
+
+int64_t ExpertBank::expert_bytes(bool biased) const {
+  const int64_t biases = biased ? (gated ? 2 : 1) * intermediate + hidden : 0;
+  return packed_bytes(gate_up_shape) + packed_bytes(down_shape) + biases * static_cast<int64_t>(sizeof(float));
+}
+
 Status pack_experts(const PackExpertsArgs& args, const Exec& exec) {
   ExpertBank& bank = *args.bank;
   const int64_t d = bank.hidden, f = bank.intermediate;
   try {
     for (size_t i = 0; i < args.sources.size(); ++i) {
       const ExpertSource& s = args.sources[i];
-      PackedExpert& e = bank.experts[i];
+      PackedExpert& e = bank.experts[args.first + i];
       const MatrixSource none;
       PackOptions up_options = args.options, down_options = args.options;
       up_options.mean_square = args.hidden_mean_square;
@@ -286,16 +306,24 @@ Status experts_forward(const ExpertsForwardArgs& a, const Exec& exec) {
   if (a.tokens == 0) return kOk;
   try {
     BankRun routed, shared;
-    plan_routes(routed.plan, a.indices, a.tokens, a.k, experts, tile_kernels(exec.isa, bank.type).max_rows);
-    Status s = routed.run(a, bank, exec);
-    if (s != kOk) return s;
+    const int64_t d = bank.hidden;
+    const bool combine_only = a.routes && a.out;
+    Status s = kOk;
+    if (!combine_only) {
+      plan_routes(routed.plan, a.indices, a.tokens, a.k, experts, tile_kernels(exec.isa, bank.type).max_rows);
+      for (const Plan::Group& g : routed.plan.groups) {
+        if (!bank.experts[static_cast<size_t>(g.expert)].down.data) return kUnsupported;
+      }
+      s = routed.run(a, bank, exec);
+      if (s != kOk) return s;
+    }
+    if (a.routes && !a.out) return copy_routes(a, routed, d, exec);
     if (a.shared) {
       plan_all(shared.plan, a.tokens, tile_kernels(exec.isa, a.shared->type).max_rows);
       s = shared.run(a, *a.shared, exec);
       if (s != kOk) return s;
     }
     const ExpertStages& stages = expert_stages(exec.isa);
-    const int64_t d = bank.hidden;
     std::atomic<bool> failed{false};
     const bool done = parallel_for(exec, a.tokens, 1 + 65536 / (d * (a.k + 1)), [&](int64_t begin, int64_t end) {
       const size_t slots = static_cast<size_t>(a.k) + 1;
@@ -305,9 +333,9 @@ Status experts_forward(const ExpertsForwardArgs& a, const Exec& exec) {
       for (int64_t t = begin; t < end; ++t) {
         int64_t count = 0;
         for (int64_t j = 0; j < a.k; ++j) {
-          const int64_t row = routed.plan.position[static_cast<size_t>(t * a.k + j)];
-          if (row < 0) continue;
-          y[count] = routed.y + row * d;
+          const int64_t route = t * a.k + j;
+          if (a.indices[route] < 0) continue;
+          y[count] = combine_only ? a.routes + route * d : routed.y + routed.plan.position[static_cast<size_t>(route)] * d;
           w[count++] = a.weights ? a.weights[t * a.k + j] : 1.0f;
         }
         if (a.shared) {

@@ -55,6 +55,8 @@ struct ExpertBank {
   float alpha = 1.702f, limit = 7.0f;
   bool gated = true;
   int64_t hidden = 0, intermediate = 0;
+  // The shapes all experts share, without data: slots of `experts` may be empty (packed on first use).
+  PackedMatrix gate_up_shape, down_shape;
   std::vector<PackedExpert> experts;
 
   // One scratch block is kept between calls (a fresh one costs a page fault per 2 MiB); concurrent calls
@@ -62,7 +64,11 @@ struct ExpertBank {
   std::mutex scratch_mutex;
   HugeBuffer scratch;
 
+  // Sets the shapes; called once, before packing.
+  void set_shapes(int64_t group);
   int64_t bytes() const;
+  // Bytes of one packed expert, biases (all or none) included.
+  int64_t expert_bytes(bool biased) const;
 };
 
 // Source pointers of one expert; strides in elements. gate.data == nullptr: ungated.
@@ -74,8 +80,9 @@ struct ExpertSource {
 struct PackExpertsArgs {
   std::shared_ptr<ExpertBank> bank;
   std::vector<ExpertSource> sources;
-  PackOptions options;                              // mean_square is taken from the two below
-  const float* hidden_mean_square = nullptr;        // [d], for gate and up
+  size_t first = 0;  // slot of the first source; no running forward may use the slots that are packed
+  PackOptions options;                           // mean_square is taken from the two below
+  const float* hidden_mean_square = nullptr;     // [d], for gate and up
   const float* intermediate_mean_square = nullptr;  // [f], for down
 };
 // As pack_matrix; a bad value's index counts gate [f, d], up [f, d] and down [d, f] of expert after expert.
@@ -92,8 +99,12 @@ struct ExpertsForwardArgs {
   const float* weights = nullptr;          // [tokens, k]
   void* out = nullptr;                     // [tokens, d]
   DType out_type = DType::kFloat32;
+  // For layers whose experts are not all in memory, [tokens, k, d]. Without `out`: the experts' outputs are
+  // written here, unweighted, only those of the routes present. With `out`: they are taken from here and combined,
+  // and no expert is read. A token's result is bitwise that of one call.
+  float* routes = nullptr;
 };
-// kOk, kCancelled, kNoMemory, bad_value(route).
+// kOk, kCancelled, kNoMemory, bad_value(route), kUnsupported for a route to an empty slot.
 Status experts_forward(const ExpertsForwardArgs& args, const Exec& exec);
 
 // What an instruction set contributes.

@@ -1,6 +1,7 @@
 import type { OpCase } from './case.ts';
 import { linearCases } from './linear.ts';
 import { combineCases } from './moe/combine.ts';
+import { expertsBackwardCases } from './moe/expertsBackward.ts';
 import { expertsForwardCases } from './moe/expertsForward.ts';
 import { expertsForwardBenchCases } from './moe/expertsForwardBench.ts';
 import { permuteCases } from './moe/permute.ts';
@@ -23,5 +24,6 @@ export const allCases: OpCase[] = [
   ...routeTopKBackwardCases,
   ...expertsForwardCases,
   ...linearCases,
+  ...expertsBackwardCases,
   ...expertsForwardBenchCases,
 ];

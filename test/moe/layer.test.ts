@@ -6,9 +6,9 @@ import { openCheckpointSync, Tensor } from '../../lib/index.ts';
 import { MoELayer } from '../../lib/moe/index.ts';
 import { sameBits } from '../cases/case.ts';
 import { nativeVariants } from '../helpers/backends.ts';
+import { golden } from '../helpers/checkpoints.ts';
 import { expectRejection } from '../helpers/errors.ts';
 
-const golden = (name: string) => join(import.meta.dirname, '../golden/moe', name);
 const architectures = [
   'mixtral',
   'qwen2_moe',
@@ -17,7 +17,9 @@ const architectures = [
   'deepseek_v3',
   'gpt_oss',
   'mixtral_bf16',
+  'gpt_oss_mxfp4',
 ];
+const stored: Record<string, string> = { mixtral_bf16: 'bfloat16', gpt_oss_mxfp4: 'mxfp4' };
 const everywhere = [
   { name: 'reference', options: { backend: 'reference' as const }, use() {} },
   ...nativeVariants(),
@@ -57,7 +59,7 @@ describe.each(architectures)('MoE block of %s matches transformers', (name) => {
 
   it('packs in the checkpoint type by default and within the bound of bf16', async () => {
     const layer = await MoELayer.load(golden(name), { layer: 1 });
-    expect(layer.type).toBe(name === 'mixtral_bf16' ? 'bfloat16' : 'float32');
+    expect(layer.type).toBe(stored[name] ?? 'float32');
     layer.dispose();
     const bf16 = await MoELayer.load(golden(name), { layer: 1, type: 'bfloat16' });
     const y = await bf16.forward(input);

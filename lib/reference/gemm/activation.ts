@@ -8,6 +8,17 @@ export type Activation =
   | 'relu'
   | 'identity';
 
+/** In the order of their native numbers (native/moe/experts.h). */
+export const ACTIVATIONS: readonly Activation[] = [
+  'silu',
+  'clamped-swiglu',
+  'gelu-tanh',
+  'gelu',
+  'relu-squared',
+  'relu',
+  'identity',
+];
+
 const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
 
 /** erf to float64 accuracy: Taylor series for small x, continued fraction of erfc beyond. */
@@ -62,5 +73,45 @@ export function gatedActivation(
       return Math.max(gate, 0) * up;
     case 'identity':
       return gate * up;
+  }
+}
+
+/**
+ * Derivatives of {@link gatedActivation} with respect to `gate` and `up`. Beyond a clamp the derivative is 0, at its
+ * edge 1; that of relu at 0 is 0.
+ */
+export function gatedActivationGradient(
+  kind: Activation,
+  gate: number,
+  up: number,
+  alpha: number,
+  limit: number,
+): [gate: number, up: number] {
+  switch (kind) {
+    case 'silu': {
+      const s = sigmoid(gate);
+      return [s * (1 + gate * (1 - s)) * up, gate * s];
+    }
+    case 'clamped-swiglu': {
+      const g = Math.min(gate, limit);
+      const u = Math.min(Math.max(up, -limit), limit);
+      const s = sigmoid(alpha * g);
+      return [gate > limit ? 0 : s * (1 + alpha * g * (1 - s)) * (u + 1), Math.abs(up) > limit ? 0 : g * s];
+    }
+    case 'gelu-tanh': {
+      const t = Math.tanh(Math.sqrt(2 / Math.PI) * (gate + 0.044715 * gate ** 3));
+      const slope = Math.sqrt(2 / Math.PI) * (1 + 3 * 0.044715 * gate ** 2);
+      return [(0.5 * (1 + t) + 0.5 * gate * (1 - t * t) * slope) * up, geluTanh(gate)];
+    }
+    case 'gelu': {
+      const density = Math.exp((-gate * gate) / 2) / Math.sqrt(2 * Math.PI);
+      return [(0.5 * (1 + erf(gate / Math.SQRT2)) + gate * density) * up, gelu(gate)];
+    }
+    case 'relu-squared':
+      return [2 * Math.max(gate, 0) * up, Math.max(gate, 0) ** 2];
+    case 'relu':
+      return [(gate > 0 ? 1 : Number.isNaN(gate) ? NaN : 0) * up, Math.max(gate, 0)];
+    case 'identity':
+      return [up, gate];
   }
 }

@@ -54,8 +54,9 @@ export function expertsForwardReference(
   k: number,
   indices: Int32Array,
   weights: Float32Array | null,
-  out: TypedArray,
+  out: TypedArray | null,
   outType: number,
+  routes: Float64Array | null = null,
 ): number {
   for (let r = 0; r < tokens * k; r++) {
     if (indices[r] < -1 || indices[r] >= bank.experts.length) return r + 1;
@@ -67,10 +68,14 @@ export function expertsForwardReference(
     for (let j = 0; j < k; j++) {
       const id = indices[t * k + j];
       if (id < 0) continue;
-      const y = expertReference(bank, bank.experts[id], row);
+      const at = (t * k + j) * d;
+      if (routes !== null && out === null) routes.set(expertReference(bank, bank.experts[id], row), at);
+      if (out === null) continue;
+      const y = routes === null ? expertReference(bank, bank.experts[id], row) : routes.subarray(at, at + d);
       const w = weights === null ? 1 : weights[t * k + j];
       for (let i = 0; i < d; i++) sum[i] += w * y[i];
     }
+    if (out === null) continue;
     if (shared !== null) {
       const y = expertReference(shared, shared.experts[0], row);
       const w = sharedGate === null ? 1 : sharedGate[t];

@@ -14,7 +14,7 @@ import { Tensor } from '../../../lib/tensor.ts';
 import type { OpCase } from '../case.ts';
 import type { Random } from '../random.ts';
 
-interface Shape {
+export interface Shape {
   name: string;
   tokens: number;
   experts: number;
@@ -178,7 +178,7 @@ function split(t: Tensor<SourceType>): Tensor<SourceType>[] {
   );
 }
 
-function sourcesOf(s: Shape, random: Random): ExpertSources {
+export function sourcesOf(s: Shape, random: Random): ExpertSources {
   const { experts: e, hidden: d, intermediate: f } = s;
   const type = s.source ?? 'float32';
   const make = (dims: number[], fanIn: number) => stacked(random, dims, fanIn, type);
@@ -227,7 +227,7 @@ function calibrationOf(s: Shape, random: Random): PackExpertsOptions['calibratio
   return { hidden: make(s.hidden), intermediate: make(s.intermediate) };
 }
 
-function biasesOf(s: Shape, random: Random): PackExpertsOptions['biases'] {
+export function biasesOf(s: Shape, random: Random): PackExpertsOptions['biases'] {
   const { experts: e, hidden: d, intermediate: f } = s;
   const make = (width: number) => new Tensor('float32', random.normals(e * width, 0.3), [e, width]);
   if (s.layout === 'gpt-oss') return { gateUp: make(2 * f), down: make(d) };
@@ -235,7 +235,7 @@ function biasesOf(s: Shape, random: Random): PackExpertsOptions['biases'] {
   return { gate: make(f), up: make(f), down: make(d) };
 }
 
-function routingOf(s: Shape, random: Random): Routing {
+export function routingOf(s: Shape, random: Random): Routing {
   const { tokens, k, experts } = s;
   const indices = new Int32Array(tokens * k);
   for (let t = 0; t < tokens; t++) {

@@ -37,22 +37,22 @@ const models: Model[] = [
 ];
 
 const TOKENS = [1, 4, 8, 16, 64, 512, 4096];
-const TYPES: WeightType[] = ['float32', 'bfloat16', 'int8', 'int4', 'mxfp4', 'float8'];
+const TYPES: WeightType[] = ['float32', 'bfloat16', 'float8', 'int8', 'int4', 'mxfp4'];
 const BYTES_PER_WEIGHT: Record<WeightType, number> = {
   float32: 4,
   bfloat16: 2,
+  float8: 1 + 4 / 128,
   int8: 1,
   int4: 0.5 + 4 / 32,
   mxfp4: 0.5 + 1 / 32,
-  float8: 1 + 4 / 128,
 };
 const TOLERANCE: Record<WeightType, number> = {
   float32: 5e-6,
   bfloat16: 5e-3,
+  float8: 5e-6,
   int8: 5e-3,
   int4: 5e-3,
   mxfp4: 5e-3,
-  float8: 5e-6,
 };
 
 // Few tokens touch few experts: a fixed routing would find them in the last-level cache the second time.
@@ -148,6 +148,9 @@ function peersOf(m: Model, tokens: number, type: WeightType): OpCase['peers'] {
   if (m.clamped || (m.alone && type === 'float32')) return undefined;
   if (type === 'bfloat16') return { pytorch: spec };
   if (type === 'float32') return { pytorch: spec, onnxruntime: { ...spec, op: 'moe' } };
+  if ((type === 'int8' || type === 'int4') && !m.alone) {
+    return { onnxruntime: { ...spec, op: 'qmoe', bits: type === 'int8' ? 8 : 4 } };
+  }
   return undefined;
 }
 

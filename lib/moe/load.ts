@@ -1,0 +1,144 @@
+import type { BackendName } from '../backend.ts';
+import type { Checkpoint } from '../checkpoint.ts';
+import { type PackedMatrix, packMatrix, type WeightType } from '../gemm/linear.ts';
+import { type AsyncOpOptions, call, optionInteger } from '../op.ts';
+import type { Tensor } from '../tensor.ts';
+import type { MoEBlock } from './config.ts';
+import { ExpertCache } from './expertCache.ts';
+import { type ExpertData, ExpertReader, readFloats, toFloat32 } from './expertReader.ts';
+import { ExpertWeights, expertWeightOptions, packExperts, preparePackInto } from './experts.ts';
+
+export interface MoELayerOptions {
+  /** Index of the decoder layer. */
+  layer: number;
+  /**
+   * How expert weights are packed. Default: as the checkpoint stores them (MXFP4 of gpt-oss bit for bit). The router
+   * stays float32.
+   */
+  type?: WeightType;
+  /** k values per scale of int4 (32, 64, 128). Default 32. */
+  groupSize?: number;
+  /**
+   * Most bytes of packed experts at any time. Experts then stay in the checkpoint, which is kept open, and are read
+   * and packed on first use; the least recently used go when room is needed. Shared experts and the router are
+   * always packed and not counted, nor is the rounding to memory pages; beside the budget, the weights of up to two
+   * experts as the file has them are in memory while experts are packed. Must hold at least one expert. Default: all experts are packed by `load`.
+   */
+  memoryBudget?: number;
+  backend?: 'auto' | BackendName;
+  threads?: number;
+  signal?: AbortSignal;
+  /** Called while weights are read and packed. */
+  onProgress?: (progress: { done: number; total: number; stage: string }) => void;
+}
+
+export const LOAD_OPTIONS: ReadonlySet<string> = new Set([
+  'layer',
+  'type',
+  'groupSize',
+  'memoryBudget',
+  'backend',
+  'threads',
+  'signal',
+  'onProgress',
+]);
+
+/** What a layer is made of. */
+export interface Parts {
+  block: MoEBlock;
+  router: PackedMatrix;
+  routerBias?: Tensor<'float32'>;
+  selectionBias?: Tensor<'float32'>;
+  experts: ExpertWeights;
+  /** With a memory budget: what fills `experts`. */
+  cache?: ExpertCache;
+  shared?: ExpertWeights;
+  sharedGate?: PackedMatrix;
+}
+
+/**
+ * Reads and packs; with a `memoryBudget` the experts are left for later, and the checkpoint must stay open.
+ * @param own whether the cache closes the checkpoint in the end
+ */
+export async function readParts(
+  c: Checkpoint,
+  block: MoEBlock,
+  options: MoELayerOptions,
+  own: boolean,
+): Promise<Parts> {
+  const { hiddenSize: d, intermediateSize: f, experts: count, tensors } = block;
+  const { signal } = options;
+  const op: AsyncOpOptions = { backend: options.backend, threads: options.threads, signal };
+  const budget =
+    options.memoryBudget === undefined
+      ? undefined
+      : optionInteger(options.memoryBudget, 1, Number.MAX_SAFE_INTEGER, 'memoryBudget');
+  const total = 2 + (budget === undefined ? count : 0) + (tensors.shared ? 1 : 0);
+  let done = 0;
+  const step = (stage: string) => options.onProgress?.({ done: ++done, total, stage });
+  const float32 = async (name: string, dims: number[]) => toFloat32(await readFloats(c, name, dims, signal));
+
+  const router = await packMatrix(await float32(tensors.router, [count, d]), { ...op, type: 'float32' });
+  const parts: Partial<Parts> & { router: PackedMatrix } = { router };
+  try {
+    step('router');
+    if (tensors.routerBias) parts.routerBias = await float32(tensors.routerBias, [count]);
+    if (tensors.selectionBias) parts.selectionBias = await float32(tensors.selectionBias, [count]);
+
+    const reader = new ExpertReader(c, block);
+    const [type, group] = expertWeightOptions(options, reader.source, d, f);
+    const shape = { experts: count, hidden: d, intermediate: f, gated: true };
+    parts.experts = new ExpertWeights(shape, block.activation, type, group, options.backend);
+    if (budget !== undefined) parts.cache = new ExpertCache(parts.experts, reader, budget, own);
+    else await packAll(parts.experts, reader, op, step);
+
+    if (tensors.shared) {
+      const { gate, up, down, intermediateSize: size } = tensors.shared;
+      parts.shared = await packExperts(
+        {
+          gate: [await readFloats(c, gate, [size, d], signal)],
+          up: [await readFloats(c, up, [size, d], signal)],
+          down: [await readFloats(c, down, [d, size], signal)],
+        },
+        { ...op, type: options.type, groupSize: options.groupSize, ...block.activation },
+      );
+      step('shared experts');
+    }
+    if (tensors.sharedGate) {
+      const gate = await float32(tensors.sharedGate, [1, d]);
+      parts.sharedGate = await packMatrix(gate, { ...op, type: 'float32' });
+    }
+    step('packed');
+    return { ...parts, block, experts: parts.experts };
+  } catch (error) {
+    for (const handle of [router, parts.experts, parts.shared, parts.sharedGate]) handle?.dispose();
+    throw error;
+  }
+}
+
+/** All experts one after the other, each read while the one before is packed. */
+async function packAll(
+  weights: ExpertWeights,
+  reader: ExpertReader,
+  options: AsyncOpOptions,
+  step: (stage: string) => void,
+): Promise<void> {
+  const start = (expert: number): Promise<ExpertData> => {
+    const reading = reader.read(expert, options.signal);
+    reading.catch(() => {}); // awaited later, or not at all when packing fails first
+    return reading;
+  };
+  let ahead = start(0);
+  for (let e = 0; e < weights.experts; e++) {
+    const data = await ahead;
+    if (e + 1 < weights.experts) ahead = start(e + 1);
+    try {
+      const { op, args } = preparePackInto(weights, e, data.sources, data.biases);
+      await call(op, args, { ...options, backend: weights.backend });
+    } catch (error) {
+      throw reader.failure(e, error);
+    }
+    step(`expert ${e}`);
+  }
+  weights.account();
+}
