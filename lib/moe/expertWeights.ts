@@ -7,7 +7,7 @@ import { decodeMxfp4 } from '../reference/gemm/mxfp4.ts';
 import { BLOCK, dequantizedRows, type Rounding, type WeightType } from '../reference/gemm/quantize.ts';
 import type { ReferenceBank } from '../reference/moe/expertsForward.ts';
 import { asTensor, type TensorLike } from '../tensor.ts';
-import type { Biases, ExpertSources, Layout, Stacked } from './experts.ts';
+import type { Biases, ExpertSources, Layout, Stacked } from './expertSources.ts';
 
 /** float32 factors of 128 x 128 blocks, per expert: `[experts, ⌈rows/128⌉, ⌈columns/128⌉]` or a list of matrices. */
 export interface ExpertScales {

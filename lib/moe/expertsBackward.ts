@@ -15,7 +15,7 @@ import {
 import { ACTIVATIONS, type Activation } from '../reference/gemm/activation.ts';
 import { expertsBackwardReference } from '../reference/moe/expertsBackward.ts';
 import { asTensor, type DType, elementCount, Tensor, type TensorLike } from '../tensor.ts';
-import { biasLists, type ExpertBiases, type ExpertSources, layoutOf, type Stacked } from './experts.ts';
+import { biasLists, type ExpertBiases, type ExpertSources, layoutOf, type Stacked } from './expertSources.ts';
 import type { Routing } from './routeTopK.ts';
 
 type Float32Tensor = Tensor<'float32'>;
