@@ -207,6 +207,12 @@ export function biasLists(b: ExpertBiases | undefined, shape: BankShape, interle
   checkOptions(b, BIAS_KEYS, 'biases');
   const { experts, hidden, intermediate } = shape;
   const down = biasesOf(b.down, 'biases.down', experts, hidden);
+  if (b.gateUp !== undefined && (b.gate !== undefined || b.up !== undefined)) {
+    throw new HeddleError('ERR_ARGUMENT', 'biases: give either gateUp or gate and up, not both');
+  }
+  if (!shape.gated && (b.gate !== undefined || b.gateUp !== undefined)) {
+    throw new HeddleError('ERR_ARGUMENT', 'biases: an ungated layer has no gate to bias');
+  }
   if (b.gateUp !== undefined) {
     const both = biasesOf(b.gateUp, 'biases.gateUp', experts, 2 * intermediate) as Float32Array[];
     const part = (first: number) =>

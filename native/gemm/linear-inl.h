@@ -6,9 +6,9 @@ HEDDLE_INLINE vf linear_activation(LinearActivation a, vf v) {
     case LinearActivation::kGeluTanh: return gelu_tanh(v);
     case LinearActivation::kGeluErf: return gelu_erf(v);
     case LinearActivation::kSigmoid: return sigmoid(v);
-    case LinearActivation::kRelu: return max(v, set1(0.0f));
+    case LinearActivation::kRelu: return max(set1(0.0f), v);
     case LinearActivation::kReluSquared: {
-      const vf r = max(v, set1(0.0f));
+      const vf r = max(set1(0.0f), v);
       return mul(r, r);
     }
     default: return v;

@@ -26,31 +26,32 @@ HEDDLE_INLINE void widen_row(const void* x, DType type, int64_t offset, int64_t 
   for (; i < padded; ++i) out[i] = 0.0f;
 }
 
-// Quantises n floats (n a multiple of 4) to round(x * 127 / max|x|); returns the scale.
+// Quantises n floats (n a multiple of 4) to round(x * 127 / max|x|); returns the scale. Integers cannot carry a NaN
+// or infinity: a run that holds one gets a NaN scale, which makes every output of its row NaN.
 HEDDLE_INLINE float quantize_run(const float* x, int64_t n, int8_t* q, int32_t* sum) {
-  vf top = set1(0.0f);
-  int64_t i = 0;
-  for (; i + W <= n; i += W) top = max(top, abs(load(x + i)));
-  float amax = reduce_max(top);
-  for (; i < n; ++i) {
-    const float a = x[i] < 0 ? -x[i] : x[i];
-    amax = a > amax ? a : amax;
+  vf top = set1(0.0f), odd = set1(0.0f);  // odd: NaN once a value was not finite
+  for (int64_t i = 0; i < n; i += W) {
+    const vf v = n - i >= W ? load(x + i) : load_n(x + i, static_cast<int>(n - i), 0.0f);
+    top = max(top, abs(v));
+    odd = add(odd, mul(v, set1(0.0f)));
   }
-  const float scale = amax / 127.0f;
-  const float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
+  const bool finite = reduce_add(odd) == 0.0f;
+  const float amax = reduce_max(top);
+  float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
+  if (!finite || !(inverse < HUGE_VALF)) inverse = 0.0f;
   int32_t total = 0;
   int32_t lanes[W];
-  for (i = 0; i < n; i += W) {
+  for (int64_t i = 0; i < n; i += W) {
     const int64_t left = n - i < W ? n - i : W;
     const vf v = left == W ? load(x + i) : load_n(x + i, static_cast<int>(left), 0.0f);
     storei(lanes, to_int(mul(v, set1(inverse))));
     for (int64_t j = 0; j < left; ++j) {
-      q[i + j] = static_cast<int8_t>(lanes[j]);
-      total += lanes[j];
+      q[i + j] = inverse > 0.0f ? static_cast<int8_t>(lanes[j]) : int8_t{0};
+      total += q[i + j];
     }
   }
   *sum = total;
-  return scale;
+  return finite ? amax / 127.0f : bits_to_float(0x7fc00000u);
 }
 
 // `rows` fp32 rows at x + m * stride, each valid and zero-padded up to steps * unit values; overwritten.

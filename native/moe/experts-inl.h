@@ -4,17 +4,18 @@ HEDDLE_INLINE vf apply_activation(const ExpertBank& b, vf g, vf u) {
   switch (b.activation) {
     case Activation::kSiLU: return mul(mul(g, sigmoid(g)), u);
     case Activation::kClampedSwiGLU: {
-      g = min(g, set1(b.limit));
-      u = max(min(u, set1(b.limit)), set1(-b.limit));
+      // The limit first: min and max return their second operand where one is NaN, which must stay a NaN.
+      g = min(set1(b.limit), g);
+      u = max(set1(-b.limit), min(set1(b.limit), u));
       return mul(mul(g, sigmoid(mul(g, set1(b.alpha)))), add(u, set1(1.0f)));
     }
     case Activation::kGeluTanh: return mul(gelu_tanh(g), u);
     case Activation::kGeluErf: return mul(gelu_erf(g), u);
     case Activation::kReluSquared: {
-      const vf r = max(g, set1(0.0f));
+      const vf r = max(set1(0.0f), g);
       return mul(mul(r, r), u);
     }
-    case Activation::kRelu: return mul(max(g, set1(0.0f)), u);
+    case Activation::kRelu: return mul(max(set1(0.0f), g), u);
     case Activation::kIdentity: return mul(g, u);
   }
   return g;

@@ -111,6 +111,53 @@ describe('integer activations', () => {
   });
 });
 
+describe.each(everywhere)('a NaN in x on $name', ({ options, use }) => {
+  it.each(['silu', 'clamped-swiglu', 'gelu', 'gelu-tanh', 'relu', 'relu-squared', 'identity'] as const)(
+    '%s: stays in its own row',
+    (activation) => {
+      use();
+      const random = new Random(6);
+      const weights = packExpertsSync(layer(random, 2, 24, 20), { ...options, activation });
+      const x = random.normals(3 * 24);
+      x[24 + 5] = Number.NaN;
+      const routing: Routing = {
+        indices: new Tensor('int32', Int32Array.from([0, 0, 0]), [3, 1]),
+        weights: new Tensor('float32', Float32Array.from([1, 1, 1]), [3, 1]),
+      };
+      const y = expertsForwardSync(new Tensor('float32', x, [3, 24]), routing, weights).data as Float32Array;
+      for (let i = 0; i < y.length; i++) expect(Number.isNaN(y[i])).toBe(i >= 24 && i < 48);
+    },
+  );
+});
+
+describe.each(everywhere)('integer weights and a NaN or infinity in x on $name', ({ options, use }) => {
+  it.each(['int8', 'int4', 'mxfp4'] as const)('%s: its own row is NaN, others keep their bits', (type) => {
+    use();
+    const random = new Random(6);
+    const weights = packExpertsSync(layer(random, 2, 64, 32), { ...options, type });
+    const x = random.normals(3 * 64);
+    const routing: Routing = {
+      indices: new Tensor('int32', Int32Array.from([0, 1, 0]), [3, 1]),
+      weights: new Tensor('float32', Float32Array.from([1, 1, 1]), [3, 1]),
+    };
+    const run = () =>
+      (
+        expertsForwardSync(new Tensor('float32', x.slice(), [3, 64]), routing, weights).data as Float32Array
+      ).slice();
+    const before = run();
+    for (const odd of [Number.NaN, Infinity]) {
+      x[64 + 5] = odd;
+      const y = run();
+      for (let i = 0; i < y.length; i++) {
+        if (i >= 64 && i < 128) expect(y[i]).toBeNaN();
+        else expect(y[i]).toBe(before[i]);
+      }
+    }
+    x.fill(1e-38, 64, 128); // too small for float32 to scale to 127
+    for (const v of run().subarray(64, 128)) expect(Math.abs(v)).toBe(0);
+  });
+});
+
 describe('handles', () => {
   it('dispose while a forward runs is safe; use after dispose is refused', async () => {
     const random = new Random(3);
@@ -167,6 +214,10 @@ describe.each(everywhere)('bad input on $name', ({ options, use }) => {
     expectThrow(() => pack(good, { activation: 'swish' }), 'ERR_OPTION', /^activation/);
     expectThrow(() => pack(good, { biases: { gate: f32([3, 4]) } }), 'ERR_ARGUMENT', /gate and up together/);
     expectThrow(() => pack(good, { biases: { down: f32([3, 4]) } }), 'ERR_SHAPE', /biases.down/);
+    const ungated = { up: good.up, down: good.down };
+    expectThrow(() => pack(ungated, { biases: { gate: f32([3, 4]) } }), 'ERR_ARGUMENT', /ungated layer/);
+    const both = { gateUp: f32([3, 8]), up: f32([3, 4]) };
+    expectThrow(() => pack(good, { biases: both }), 'ERR_ARGUMENT', /either gateUp/);
     expectThrow(() => pack({ gate: [], up: [], down: [] }), 'ERR_SHAPE', /at least one expert/);
     const weights = pack(good);
     const routing = (ids: number[], k: number): Routing => ({

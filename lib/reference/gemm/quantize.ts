@@ -196,8 +196,12 @@ export function quantizedActivations(x: Float64Array, type: WeightType, group: n
     const end = Math.min(begin + span, x.length);
     let amax = 0;
     for (let i = begin; i < end; i++) amax = Math.max(amax, Math.abs(f(x[i])));
-    if (amax === 0) continue;
+    if (!Number.isFinite(amax)) {
+      out.fill(Number.NaN, begin, end); // integers cannot carry it: the whole result is NaN
+      continue;
+    }
     const inverse = f(127 / amax);
+    if (!Number.isFinite(inverse)) continue; // zero, or too small for float32 to scale: 0
     const scale = f(amax / 127);
     for (let i = begin; i < end; i++) out[i] = roundEven(f(f(x[i]) * inverse)) * scale;
   }
