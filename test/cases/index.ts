@@ -1,6 +1,7 @@
 import { attentionCases } from './attention/attention.ts';
 import { attentionBackwardCases } from './attention/attentionBackward.ts';
 import { decodeAttentionCases } from './attention/decodeAttention.ts';
+import { rotaryEmbeddingCases } from './attention/rotaryEmbedding.ts';
 import type { OpCase } from './case.ts';
 import { routeTopKCases } from './moe/routeTopK.ts';
 
@@ -10,4 +11,5 @@ export const allCases: OpCase[] = [
   ...attentionCases,
   ...attentionBackwardCases,
   ...decodeAttentionCases,
+  ...rotaryEmbeddingCases,
 ];
