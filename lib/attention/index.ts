@@ -23,3 +23,9 @@ export {
   MAX_HEAD_DIM,
   type Strides,
 } from './options.ts';
+export {
+  type RotaryEmbeddingOptions,
+  rotaryEmbedding,
+  rotaryEmbeddingSync,
+} from './rotaryEmbedding.ts';
+export type { RotaryScaling } from './rotaryFrequencies.ts';

@@ -2,12 +2,14 @@
 #include "attention/attention.h"
 #include "attention/attention_backward.h"
 #include "attention/decode_attention.h"
+#include "attention/rotary_embedding.h"
 
 namespace heddle {
 
 HEDDLE_DEFINE_OP(attention_units, AttentionArgs)
 HEDDLE_DEFINE_OP(attention_backward, AttentionBackwardArgs)
 HEDDLE_DEFINE_OP(decode_parts, DecodeAttentionArgs)
+HEDDLE_DEFINE_OP(rotary_embedding, RotaryEmbeddingArgs)
 
 Status attention(const AttentionArgs& args, const Exec& exec) {
   AttentionPlan plan;

@@ -2,6 +2,7 @@
 #include "attention/attention.h"
 #include "attention/attention_backward.h"
 #include "attention/decode_attention.h"
+#include "attention/rotary_embedding.h"
 #include "simd/simd.h"
 
 #if defined(HEDDLE_TARGET_X86)
@@ -23,6 +24,8 @@
 #include "attention/attention_backward-inl.h"
 
 #include "attention/decode_attention-inl.h"
+
+#include "attention/rotary_embedding-inl.h"
 
 #include "simd/end.h"
 #endif

@@ -3,6 +3,7 @@
 
 #include "attention/attention_backward.h"
 #include "attention/decode_attention.h"
+#include "attention/rotary_embedding.h"
 
 #include "binding/addon.h"
 #include "binding/call.h"
@@ -98,11 +99,35 @@ Napi::Value decode_attention_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), decode_attention);
 }
 
+Napi::Value rotary_embedding_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  RotaryEmbeddingArgs a;
+  a.x = call.array<void>();
+  a.type = call.dtype();
+  a.batch = call.integer();
+  a.length = call.integer();
+  a.heads = call.integer();
+  a.dim = static_cast<int32_t>(call.integer());
+  a.positions = call.array<int32_t>();
+  a.axis_stride = call.integer();
+  a.batch_stride = call.integer();
+  a.offset = call.integer();
+  a.frequency = call.array<double>();
+  a.axis = call.array<int32_t>();
+  a.count = static_cast<int32_t>(call.integer());
+  a.angle = call.array<int32_t>();
+  a.partner = call.array<int32_t>();
+  a.factor = static_cast<float>(call.number());
+  a.out = call.array<void>();
+  return call.submit(std::move(a), rotary_embedding);
+}
+
 }  // namespace
 
 void register_attention(Napi::Env env, Napi::Object exports) {
   exports.Set("attention", Napi::Function::New(env, attention_call));
   exports.Set("decodeAttention", Napi::Function::New(env, decode_attention_call));
+  exports.Set("rotaryEmbedding", Napi::Function::New(env, rotary_embedding_call));
   exports.Set("attentionBackward", Napi::Function::New(env, attention_backward_call));
 }
 

@@ -1,7 +1,8 @@
+import type { OpCase } from './case.ts';
 import { attentionCases } from './attention/attention.ts';
 import { attentionBackwardCases } from './attention/attentionBackward.ts';
 import { decodeAttentionCases } from './attention/decodeAttention.ts';
-import type { OpCase } from './case.ts';
+import { rotaryEmbeddingCases } from './attention/rotaryEmbedding.ts';
 import { linearCases } from './linear.ts';
 import { combineCases } from './moe/combine.ts';
 import { expertsBackwardCases } from './moe/expertsBackward.ts';
@@ -10,10 +11,10 @@ import { expertsForwardBenchCases } from './moe/expertsForwardBench.ts';
 import { permuteCases } from './moe/permute.ts';
 import { planDispatchCases } from './moe/planDispatch.ts';
 import { routeExpertChoiceCases } from './moe/routeExpertChoice.ts';
-import { routerLossCases } from './moe/routerLoss.ts';
 import { routeSinkhornCases } from './moe/routeSinkhorn.ts';
 import { routeTopKCases } from './moe/routeTopK.ts';
 import { routeTopKBackwardCases } from './moe/routeTopKBackward.ts';
+import { routerLossCases } from './moe/routerLoss.ts';
 
 /** Every op's table. */
 export const allCases: OpCase[] = [
@@ -31,5 +32,6 @@ export const allCases: OpCase[] = [
   ...attentionCases,
   ...attentionBackwardCases,
   ...decodeAttentionCases,
+  ...rotaryEmbeddingCases,
   ...expertsForwardBenchCases,
 ];
