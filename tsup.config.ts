@@ -4,7 +4,11 @@ import { defineConfig } from 'tsup';
 // published package depends on node-gyp-build alone.
 export default defineConfig([
   {
-    entry: { index: 'lib/index.ts', 'moe/index': 'lib/moe/index.ts' },
+    entry: {
+      index: 'lib/index.ts',
+      'moe/index': 'lib/moe/index.ts',
+      'privacy/index': 'lib/privacy/index.ts',
+    },
     format: ['esm', 'cjs'],
     dts: true,
     clean: false,

@@ -88,6 +88,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("setIsa", Napi::Function::New(env, set_isa));
   register_moe(env, exports);
   register_experts(env, exports);
+  register_privacy(env, exports);
   return exports;
 }
 

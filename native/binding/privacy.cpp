@@ -1,0 +1,66 @@
+// heddle/privacy for JavaScript: reads arguments in the order in which lib/privacy/layer.ts passes them.
+#include "binding/addon.h"
+#include "binding/call.h"
+#include "privacy/clipped_gradients.h"
+#include "privacy/per_sample_squared_norms.h"
+
+namespace heddle::binding {
+namespace {
+
+RowLayer row_layer(Call& call) {
+  RowLayer l;
+  l.samples = call.integer();
+  l.positions = call.integer();
+  l.input_count = call.integer();
+  l.output_count = call.integer();
+  l.inputs.data = call.array<void>();
+  l.inputs.type = call.dtype();
+  l.inputs.stride = l.input_count;
+  l.grad_outputs.data = call.array<void>();
+  l.grad_outputs.type = call.dtype();
+  l.grad_outputs.stride = l.output_count;
+  l.indices = call.array<int32_t>();
+  l.padding_index = call.integer();
+  l.mask = call.array<uint8_t>();
+  l.bias = call.boolean();
+  return l;
+}
+
+template <Status (*kernel)(const NormsArgs&, const Exec&)>
+Napi::Value norms(const Napi::CallbackInfo& info) {
+  Call call(info);
+  NormsArgs a;
+  a.layer = row_layer(call);
+  a.ghost = call.boolean();
+  a.out = call.array<float>();
+  return call.submit(std::move(a), kernel);
+}
+
+template <Status (*kernel)(const ClippedArgs&, const Exec&)>
+Napi::Value clipped(const Napi::CallbackInfo& info) {
+  Call call(info);
+  ClippedArgs a;
+  a.layer = row_layer(call);
+  a.factors = call.array<float>();
+  a.weight = call.array<float>();
+  a.bias = call.array<float>();
+  return call.submit(std::move(a), kernel);
+}
+
+}  // namespace
+
+void register_privacy(Napi::Env env, Napi::Object exports) {
+  auto add = [&](const char* name, Napi::Value (*fn)(const Napi::CallbackInfo&)) {
+    exports.Set(name, Napi::Function::New(env, fn));
+  };
+  add("linearSquaredNorms", norms<linear_squared_norms>);
+  add("embeddingSquaredNorms", norms<embedding_squared_norms>);
+  add("scaleSquaredNorms", norms<scale_squared_norms>);
+  add("channelSquaredNorms", norms<channel_squared_norms>);
+  add("linearClippedGradients", clipped<linear_clipped_gradients>);
+  add("embeddingClippedGradients", clipped<embedding_clipped_gradients>);
+  add("scaleClippedGradients", clipped<scale_clipped_gradients>);
+  add("channelClippedGradients", clipped<channel_clipped_gradients>);
+}
+
+}  // namespace heddle::binding
