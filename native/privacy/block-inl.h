@@ -8,7 +8,8 @@ constexpr int kWideRows = W == 16 ? 14 : W == 1 ? 4 : 6;
 constexpr int kNarrowRows = W == 16 ? 16 : W == 1 ? 4 : 12;
 
 template <int MR, int NV>
-void block_tile(const float* HEDDLE_RESTRICT p, const float* HEDDLE_RESTRICT q, int64_t depth, float* c, bool first) {
+void block_tile(const float* HEDDLE_RESTRICT p, const float* HEDDLE_RESTRICT q, int64_t depth, float* c, bool first,
+                Ahead* ahead) {
   vf acc[MR][NV];
   HEDDLE_UNROLL(16)
   for (int m = 0; m < MR; ++m) {
@@ -16,6 +17,8 @@ void block_tile(const float* HEDDLE_RESTRICT p, const float* HEDDLE_RESTRICT q, 
     for (int v = 0; v < NV; ++v) acc[m][v] = set1(0.0f);
   }
   for (int64_t y = 0; y < depth; ++y) {
+    // Spread out: a burst of misses would stop the loads of the products themselves.
+    if (y % 4 == 0 && ahead->next < ahead->end) HEDDLE_PREFETCH_L2(*ahead->next++);
     vf b[NV];
     HEDDLE_UNROLL(4)
     for (int v = 0; v < NV; ++v) b[v] = load(q + y * kBlock + v * W);
@@ -36,7 +39,7 @@ void block_tile(const float* HEDDLE_RESTRICT p, const float* HEDDLE_RESTRICT q, 
   }
 }
 
-using BlockTile = void (*)(const float*, const float*, int64_t, float*, bool);
+using BlockTile = void (*)(const float*, const float*, int64_t, float*, bool, Ahead*);
 struct BlockTiles {
   BlockTile wide[kWideRows + 1] = {}, narrow[kNarrowRows + 1] = {};
 };
@@ -60,26 +63,27 @@ static const BlockTiles& block_tiles() {
 
 // Tiles of nearly equal height down one strip of columns.
 HEDDLE_INLINE void strip(const BlockTile* tiles, int max_rows, const float* p, int rows, const float* q, int64_t depth,
-                         float* c, bool first) {
+                         float* c, bool first, Ahead* ahead) {
   const int count = (rows + max_rows - 1) / max_rows;
   for (int i = 0; i < count; ++i) {
     const int from = rows * i / count, to = rows * (i + 1) / count;
-    tiles[to - from](p + from, q, depth, c + from * kBlock, first);
+    tiles[to - from](p + from, q, depth, c + from * kBlock, first, ahead);
   }
 }
 
-static void block(const float* p, int rows, const float* q, int columns, int64_t depth, float* c, bool first, bool upper) {
+static void block(const float* p, int rows, const float* q, int columns, int64_t depth, float* c, bool first, bool upper,
+                  Ahead* ahead) {
   const BlockTiles& t = block_tiles();
   if (upper) {  // narrow strips follow the diagonal more closely: 3/4 of the block instead of all on avx512
     for (int x = 0; x < columns; x += kNarrow * W) {
       const int needed = x + kNarrow * W < rows ? x + kNarrow * W : rows;
-      strip(t.narrow, kNarrowRows, p, needed, q + x, depth, c + x, first);
+      strip(t.narrow, kNarrowRows, p, needed, q + x, depth, c + x, first, ahead);
     }
     return;
   }
   int x = 0;
-  for (; columns - x > kNarrow * W; x += kWide * W) strip(t.wide, kWideRows, p, rows, q + x, depth, c + x, first);
-  for (; x < columns; x += kNarrow * W) strip(t.narrow, kNarrowRows, p, rows, q + x, depth, c + x, first);
+  for (; columns - x > kNarrow * W; x += kWide * W) strip(t.wide, kWideRows, p, rows, q + x, depth, c + x, first, ahead);
+  for (; x < columns; x += kNarrow * W) strip(t.narrow, kNarrowRows, p, rows, q + x, depth, c + x, first, ahead);
 }
 
 static double block_dot(const float* x, const float* y, float shift, int rows, int columns, bool diagonal) {

@@ -10,7 +10,7 @@ namespace {
 
 // Chunk sides, halved until every thread has work: neither changes a bit of the result.
 void chunk_sides(int64_t p, int64_t d, int threads, int64_t* sp, int64_t* sd) {
-  *sp = *sd = kChunk;
+  *sp = kTall, *sd = kChunk;
   auto tasks = [&] { return ((p + *sp - 1) / *sp) * ((d + *sd - 1) / *sd); };
   while (threads > 1 && tasks() < 2 * threads && (*sp > 2 * kBlock || *sd > 2 * kBlock)) {
     if (*sp >= *sd) *sp /= 2;
@@ -44,26 +44,26 @@ Status linear_clipped_gradients(const ClippedArgs& args, const Exec& exec) {
   const bool done = parallel_for(exec, tasks, 1, [&](int64_t begin, int64_t end) {
     ChunkScratch s;
     if (!s.get()) return failed.store(true);
-    alignas(64) float sums[kChunk];
+    alignas(64) float sums[kTall];
     for (int64_t task = begin; task < end; ++task) {
       const int64_t x0 = task / columns * sp, n0 = std::min(sp, l.output_count - x0);
       const int64_t x1 = task % columns * sd, n1 = std::min(sd, l.input_count - x1);
-      Side g, a;
-      g.source = l.grad_outputs, g.rows = list.rows.data(), g.scale = list.scale.data();
-      a.source = l.inputs, a.rows = list.rows.data();
+      ChunkProduct c;
+      c.p.source = l.grad_outputs, c.q.source = l.inputs;
+      c.x0 = x0, c.n0 = n0, c.x1 = x1, c.n1 = n1;
       const bool bias = args.bias && x1 == 0;
       // In slices, so that an abort is noticed.
       constexpr int64_t kSlice = 64 * kDepth;
       const int64_t depth = list.count();
       for (int64_t y = 0; y < depth && !exec.cancelled(); y += kSlice) {
-        Side gs = g, as = a;
-        gs.rows += y, gs.scale += y, as.rows += y;
-        chunk_product(k, s, gs, x0, n0, as, x1, n1, std::min(kSlice, depth - y), false, y == 0, s.first,
-                      bias ? sums : nullptr);
+        c.p.rows = c.q.rows = list.rows.data() + y;
+        c.p.scale = list.scale.data() + y;
+        c.depth = std::min(kSlice, depth - y);
+        c.run(k, s, y == 0, s.first, bias ? sums : nullptr, nullptr);
       }
       if (depth == 0 || exec.cancelled()) continue;
       add_chunk(s.first, n0, n1, args.weight + x0 * l.input_count + x1, l.input_count);
-      for (int64_t c = 0; bias && c < n0; ++c) args.bias[x0 + c] += sums[c];
+      for (int64_t r = 0; bias && r < n0; ++r) args.bias[x0 + r] += sums[r];
     }
   });
   return failed.load() ? kNoMemory : done && !exec.cancelled() ? kOk : kCancelled;

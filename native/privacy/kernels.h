@@ -18,12 +18,21 @@ constexpr int kBlockSize = kBlock * kBlock;
 constexpr int kDepth = 128;
 constexpr int kChunkPanels = 8;   // panels of one chunk: 8 x 8 blocks (256 KiB) are accumulated per task, in L2
 constexpr int kChunk = kChunkPanels * kBlock;
+// Clipped sums are 16 panels high: 3 panels are packed for 16 blocks instead of 4.
+constexpr int kTallPanels = 16;
+constexpr int kTall = kTallPanels * kBlock;
 
 // Rows of a matrix whose elements are contiguous along a row.
 struct RowSource {
   const void* data = nullptr;
   DType type = DType::kFloat32;
   int64_t stride = 0;
+};
+
+// Cache lines that the next step will read: asked for while this one multiplies.
+struct Ahead {
+  const char* const* next = nullptr;
+  const char* const* end = nullptr;
 };
 
 struct PrivacyKernels {
@@ -35,7 +44,8 @@ struct PrivacyKernels {
                        float factor, float* out);
   // c[rows][32] = (or +=, unless first) the product of two panels; columns beyond `columns` may be left alone.
   // `upper`: only elements on and above the diagonal are needed.
-  void (*block)(const float* p, int rows, const float* q, int columns, int64_t depth, float* c, bool first, bool upper);
+  void (*block)(const float* p, int rows, const float* q, int columns, int64_t depth, float* c, bool first, bool upper,
+                Ahead* ahead);
   // sum of (x + shift) * y over a block; diagonal: twice what is above the diagonal and once what is on it.
   double (*block_dot)(const float* x, const float* y, float shift, int rows, int columns, bool diagonal);
   // sums[i] (+)= sum_y panel[y][i]

@@ -17,11 +17,14 @@ double ghost_part(const PrivacyKernels& k, const ChunkScratch& s, const RowLayer
                   int64_t i, int64_t j) {
   const int64_t x0 = i * kChunk, n0 = std::min<int64_t>(kChunk, length - x0);
   const int64_t x1 = j * kChunk, n1 = std::min<int64_t>(kChunk, length - x1);
-  Side a, g;
-  a.source = l.inputs, a.rows = rows, a.by_rows = false;
-  g.source = l.grad_outputs, g.rows = rows, g.by_rows = false;
-  chunk_product(k, s, a, x0, n0, a, x1, n1, l.input_count, i == j, true, s.first, nullptr);
-  chunk_product(k, s, g, x0, n0, g, x1, n1, l.output_count, i == j, true, s.second, nullptr);
+  ChunkProduct a, g;
+  a.p.source = l.inputs, a.p.rows = rows, a.p.by_rows = false;
+  a.x0 = x0, a.n0 = n0, a.x1 = x1, a.n1 = n1, a.depth = l.input_count, a.symmetric = i == j;
+  a.q = a.p;
+  g = a;
+  g.p.source = g.q.source = l.grad_outputs, g.depth = l.output_count;
+  a.run(k, s, true, s.first, nullptr, &g);
+  g.run(k, s, true, s.second, nullptr, nullptr);
   const double d = chunk_dot(k, s.first, s.second, l.bias ? 1.0f : 0.0f, n0, n1, i == j);
   return i == j ? d : 2 * d;
 }
@@ -31,14 +34,15 @@ double gradient_part(const PrivacyKernels& k, const ChunkScratch& s, const RowLa
                      int64_t length, int64_t i, int64_t j) {
   const int64_t x0 = i * kChunk, n0 = std::min<int64_t>(kChunk, l.output_count - x0);
   const int64_t x1 = j * kChunk, n1 = std::min<int64_t>(kChunk, l.input_count - x1);
-  Side a, g;
-  a.source = l.inputs, a.rows = rows;
-  g.source = l.grad_outputs, g.rows = rows;
+  ChunkProduct c;
+  c.p.source = l.grad_outputs, c.q.source = l.inputs;
+  c.p.rows = c.q.rows = rows;
+  c.x0 = x0, c.n0 = n0, c.x1 = x1, c.n1 = n1, c.depth = length;
   alignas(64) float sums[kChunk];
   const bool bias = l.bias && j == 0;
-  chunk_product(k, s, g, x0, n0, a, x1, n1, length, false, true, s.first, bias ? sums : nullptr);
+  c.run(k, s, true, s.first, bias ? sums : nullptr, nullptr);
   double d = chunk_dot(k, s.first, s.first, 0.0f, n0, n1, false);
-  for (int64_t c = 0; bias && c < n0; ++c) d += static_cast<double>(sums[c]) * sums[c];
+  for (int64_t r = 0; bias && r < n0; ++r) d += static_cast<double>(sums[r]) * sums[r];
   return d;
 }
 

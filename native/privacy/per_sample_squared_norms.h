@@ -4,7 +4,7 @@
 //   linear, instantiate  the squares of Gᵀ A, block by block, + the squares of sum_t G_t for the bias
 //   embedding            sum over distinct ids v of |sum_{t: a_t = v} G_t|^2
 //   layer-, rms-norm     |sum_t x_t * G_t|^2 (+ |sum_t G_t|^2); group-norm the same per channel
-// No array of T x T, of p x d or of B x parameters exists: scratch is at most 768 KiB per thread, plus the row list.
+// No array of T x T, of p x d or of B x parameters exists: scratch is 2 MiB per thread, plus the row list.
 //
 // Padded positions are dropped from the row list, so they are never read. A sample's result depends on its own rows
 // alone: bitwise the same in any batch and on any threads. A NaN or infinity that is read makes the norm NaN or
