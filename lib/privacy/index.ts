@@ -1,5 +1,6 @@
-/** Differentially private training: per-sample norms, clipping, clipped sums, and accountants. */
+/** Differentially private training: per-sample norms, clipping, clipped sums, noise, and accountants. */
 export * from './accountants/index.ts';
+export { createNoiseKey } from './chacha20.ts';
 export { ClipFactors, type ClipFactorsOptions, clipFactors, clipFactorsSync } from './clipFactors.ts';
 export {
   type ClippedGradientsOptions,
@@ -7,6 +8,14 @@ export {
   clippedGradientsSync,
   type LayerGradients,
 } from './clippedGradients.ts';
+export {
+  addNoise,
+  addNoiseSync,
+  type GaussianNoiseOptions,
+  gaussianNoise,
+  gaussianNoiseSync,
+  type NoiseOptions,
+} from './gaussianNoise.ts';
 export type { EmbeddingLayer, GroupNormLayer, LinearLayer, NormLayer, PrivateLayer } from './layer.ts';
 export {
   perSampleSquaredNorms,

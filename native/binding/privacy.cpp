@@ -2,6 +2,7 @@
 #include "binding/addon.h"
 #include "binding/call.h"
 #include "privacy/clipped_gradients.h"
+#include "privacy/gaussian_noise.h"
 #include "privacy/per_sample_squared_norms.h"
 
 namespace heddle::binding {
@@ -47,6 +48,30 @@ Napi::Value clipped(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), kernel);
 }
 
+Napi::Value gaussian_noise_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  GaussianNoiseArgs a;
+  a.key = call.array<uint32_t>();
+  a.step = call.integer();
+  a.offset = call.integer();
+  a.count = call.integer();
+  a.stddev = static_cast<float>(call.number());
+  a.add = call.boolean();
+  a.out = call.array<float>();
+  return call.submit(std::move(a), gaussian_noise);
+}
+
+Napi::Value chacha20_blocks_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  ChaChaArgs a;
+  a.key = call.array<uint32_t>();
+  a.counter = static_cast<uint32_t>(call.integer());
+  a.nonce = call.array<uint32_t>();
+  a.count = call.integer();
+  a.out = call.array<uint32_t>();
+  return call.submit(std::move(a), chacha20_blocks);
+}
+
 }  // namespace
 
 void register_privacy(Napi::Env env, Napi::Object exports) {
@@ -61,6 +86,8 @@ void register_privacy(Napi::Env env, Napi::Object exports) {
   add("embeddingClippedGradients", clipped<embedding_clipped_gradients>);
   add("scaleClippedGradients", clipped<scale_clipped_gradients>);
   add("channelClippedGradients", clipped<channel_clipped_gradients>);
+  add("gaussianNoise", gaussian_noise_call);
+  add("chacha20Blocks", chacha20_blocks_call);
 }
 
 }  // namespace heddle::binding

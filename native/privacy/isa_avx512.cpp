@@ -1,4 +1,5 @@
 // The privacy family compiled for avx512.
+#include "privacy/gaussian_noise.h"
 #include "privacy/kernels.h"
 #include "simd/simd.h"
 
@@ -10,6 +11,8 @@
 #include "privacy/block-inl.h"
 
 #include "privacy/rows-inl.h"
+
+#include "privacy/noise-inl.h"
 
 #include "simd/end.h"
 #endif

@@ -1,4 +1,5 @@
 // The privacy family compiled for scalar.
+#include "privacy/gaussian_noise.h"
 #include "privacy/kernels.h"
 #include "simd/simd.h"
 
@@ -9,5 +10,7 @@
 #include "privacy/block-inl.h"
 
 #include "privacy/rows-inl.h"
+
+#include "privacy/noise-inl.h"
 
 #include "simd/end.h"
