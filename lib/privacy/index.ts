@@ -1,4 +1,4 @@
-/** Differentially private training: per-sample norms, clipping, clipped sums, noise, and accountants. */
+/** Differentially private training: per-sample norms, clipping, clipped sums, noise, sampling, and accountants. */
 export * from './accountants/index.ts';
 export { createNoiseKey } from './chacha20.ts';
 export { ClipFactors, type ClipFactorsOptions, clipFactors, clipFactorsSync } from './clipFactors.ts';
@@ -22,3 +22,10 @@ export {
   perSampleSquaredNormsSync,
   type SquaredNormsOptions,
 } from './perSampleSquaredNorms.ts';
+export {
+  PoissonSampler,
+  type SamplerOptions,
+  type SamplingGuarantee,
+  ShuffledSampler,
+  TruncatedPoissonSampler,
+} from './samplers.ts';

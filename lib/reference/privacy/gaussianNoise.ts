@@ -7,6 +7,7 @@ const GROUP = 8 * LANES;
 /** Streams of one key, kept apart in the nonce so that no key-stream block is ever used for two purposes. */
 export const NOISE_STREAM = 0;
 export const SAMPLING_STREAM = 1;
+export const SHUFFLE_STREAM = 2;
 
 /**
  * Gaussian noise keyed by (key, step, global element index): the same element has the same noise however the
