@@ -14,9 +14,9 @@ import { type PreparedLayer, type PrivateLayer, prepareLayer } from './layer.ts'
 
 /** Gradients in the layer's own shapes. */
 export interface LayerGradients {
-  /** float32: linear `[p, d]`, embedding `[numEmbeddings, p]`, normalisation `[p]` or `[C]`. */
+  /** float32: linear `[p, d]`, embedding `[numEmbeddings, p]`, normalisation `[p]` or `[C]`, convolution `[C_out, C_in/groups, …kernel]`. */
   weight: Tensor<'float32'>;
-  /** float32 `[p]` or `[C]`, where the layer has one. */
+  /** float32 `[p]`, `[C]` or `[C_out]`, where the layer has one. */
   bias?: Tensor<'float32'>;
 }
 

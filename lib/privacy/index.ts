@@ -8,6 +8,7 @@ export {
   clippedGradientsSync,
   type LayerGradients,
 } from './clippedGradients.ts';
+export type { ConvLayer } from './convLayer.ts';
 export {
   addNoise,
   addNoiseSync,

@@ -3,6 +3,7 @@ import { HeddleError } from '../errors.ts';
 import { checkOptions, optionInteger } from '../op.ts';
 import type { Layer } from '../reference/privacy/layers.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { CONV_KEYS, type ConvLayer, prepareConv } from './convLayer.ts';
 
 /**
  * `y = x·Wᵀ + b`: what went in and the gradient of each sample's own loss with respect to what came out (for a
@@ -58,7 +59,7 @@ export interface GroupNormLayer {
 }
 
 /** Layers that per-sample clipping knows; any other kind is an error, never skipped. */
-export type PrivateLayer = LinearLayer | EmbeddingLayer | NormLayer | GroupNormLayer;
+export type PrivateLayer = LinearLayer | EmbeddingLayer | NormLayer | GroupNormLayer | ConvLayer;
 
 /** @internal A checked layer: what the native ops and the reference take. */
 export interface PreparedLayer {
@@ -82,6 +83,9 @@ const KEYS: Readonly<Record<PrivateLayer['kind'], ReadonlySet<string>>> = {
   'layer-norm': new Set(['kind', 'normalized', 'gradOutputs', 'bias', 'mask']),
   'rms-norm': new Set(['kind', 'normalized', 'gradOutputs', 'bias', 'mask']),
   'group-norm': new Set(['kind', 'normalized', 'gradOutputs', 'bias']),
+  conv1d: CONV_KEYS,
+  conv2d: CONV_KEYS,
+  conv3d: CONV_KEYS,
 };
 
 /** @internal Floats as the reference reads them. */
@@ -89,7 +93,8 @@ export function values(t: Tensor<FloatType>): Float32Array {
   return t.type === 'float32' ? (t.data as Float32Array) : decodeFloats(t.data, t.type);
 }
 
-function featureTensor(value: TensorLike, name: string, rank = 2): Tensor<FloatType> {
+/** @internal */
+export function featureTensor(value: TensorLike, name: string, rank = 2): Tensor<FloatType> {
   const t = asTensor(value, name, FLOATS);
   if (t.dims.length < rank) {
     throw new HeddleError(
@@ -123,7 +128,8 @@ function asMask(value: TensorLike | undefined, lead: readonly number[]): Tensor<
   return t;
 }
 
-function asBoolean(value: unknown, fallback: boolean | undefined): boolean {
+/** @internal */
+export function asBoolean(value: unknown, fallback: boolean | undefined): boolean {
   const v = value === undefined ? fallback : value;
   if (typeof v !== 'boolean') {
     throw new HeddleError('ERR_ARGUMENT', `layer.bias: expected true or false, got ${String(value)}`);
@@ -361,6 +367,10 @@ export function prepareLayer(layer: PrivateLayer): PreparedLayer {
       return prepareLinear(layer);
     case 'embedding':
       return prepareEmbedding(layer);
+    case 'conv1d':
+    case 'conv2d':
+    case 'conv3d':
+      return prepareConv(layer);
     default:
       return prepareNorm(layer);
   }

@@ -16,7 +16,8 @@ const METHODS = ['auto', 'ghost', 'instantiate'] as const;
 
 export interface SquaredNormsOptions {
   /**
-   * How a linear layer's norm is computed; both are exact. `ghost` multiplies Gram matrices, T²(d + p) operations;
+   * How a linear layer's or a convolution's norm is computed (T output places, d = C_in/groups·taps, p = C_out/groups);
+   * both are exact. `ghost` multiplies Gram matrices, T²(d + p) operations;
    * `instantiate` forms the gradient block by block, 2Tpd. `auto`: ghost where 2T² ≤ p·d in this call. Embeddings
    * and normalisation layers have one way.
    */

@@ -2,6 +2,7 @@
 #include "binding/addon.h"
 #include "binding/call.h"
 #include "privacy/clipped_gradients.h"
+#include "privacy/convolution.h"
 #include "privacy/gaussian_noise.h"
 #include "privacy/per_sample_squared_norms.h"
 
@@ -48,6 +49,40 @@ Napi::Value clipped(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), kernel);
 }
 
+ConvLayer conv_layer(Call& call) {
+  ConvLayer l;
+  l.samples = call.integer();
+  l.in_channels = call.integer();
+  l.out_channels = call.integer();
+  l.groups = call.integer();
+  std::memcpy(&l.shape, call.array<int32_t>(), sizeof l.shape);
+  l.input = call.array<void>();
+  l.input_type = call.dtype();
+  l.grad_outputs = call.array<void>();
+  l.grad_type = call.dtype();
+  l.bias = call.boolean();
+  return l;
+}
+
+Napi::Value conv_norms_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  ConvNormsArgs a;
+  a.layer = conv_layer(call);
+  a.ghost = call.boolean();
+  a.out = call.array<float>();
+  return call.submit(std::move(a), conv_squared_norms);
+}
+
+Napi::Value conv_clipped_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  ConvClippedArgs a;
+  a.layer = conv_layer(call);
+  a.factors = call.array<float>();
+  a.weight = call.array<float>();
+  a.bias = call.array<float>();
+  return call.submit(std::move(a), conv_clipped_gradients);
+}
+
 Napi::Value gaussian_noise_call(const Napi::CallbackInfo& info) {
   Call call(info);
   GaussianNoiseArgs a;
@@ -86,6 +121,8 @@ void register_privacy(Napi::Env env, Napi::Object exports) {
   add("embeddingClippedGradients", clipped<embedding_clipped_gradients>);
   add("scaleClippedGradients", clipped<scale_clipped_gradients>);
   add("channelClippedGradients", clipped<channel_clipped_gradients>);
+  add("convSquaredNorms", conv_norms_call);
+  add("convClippedGradients", conv_clipped_call);
   add("gaussianNoise", gaussian_noise_call);
   add("chacha20Blocks", chacha20_blocks_call);
 }

@@ -26,4 +26,7 @@ Status embedding_clipped_gradients(const ClippedArgs& args, const Exec& exec);
 Status scale_clipped_gradients(const ClippedArgs& args, const Exec& exec);
 Status channel_clipped_gradients(const ClippedArgs& args, const Exec& exec);
 
+// out[r][c] += the chunk's element; blocks as ChunkProduct leaves them.
+void add_chunk(const float* blocks, int64_t n0, int64_t n1, float* out, int64_t stride);
+
 }  // namespace heddle

@@ -34,8 +34,6 @@ interface Golden {
 const golden: { maxNorm: number; cases: Golden[] } = JSON.parse(
   readFileSync(new URL('../golden/privacy/gradients.json', import.meta.url), 'utf8'),
 );
-const CONVOLUTION = /^conv/;
-
 function goldenLayer(c: Golden): PrivateLayer {
   const layer: Record<string, unknown> = { kind: c.kind, ...c.arguments };
   layer['gradOutputs'] = f32(c.gradOutputs.data, c.gradOutputs.dims);
@@ -57,7 +55,7 @@ function relativeError(actual: ArrayLike<number>, expected: number[]): number {
 }
 
 describe.each(everywhere)('private clipping on $name', ({ options, use }) => {
-  it.each(golden.cases.filter((c) => !CONVOLUTION.test(c.kind)))('torch.func in float64: $name', (c) => {
+  it.each(golden.cases)('torch.func in float64: $name', (c) => {
     use();
     const layer = goldenLayer(c);
     for (const method of ['auto', 'ghost', 'instantiate'] as const) {
@@ -253,6 +251,27 @@ describe.each(everywhere)('private clipping on $name', ({ options, use }) => {
         'ERR_OPTION',
         /paddingIndex/,
       ],
+      ...(
+        [
+          [{ kernel: 2, bias: true, stride: 0 }, 'ERR_OPTION', /layer.stride/],
+          [{ kernel: [2, 2], bias: true }, 'ERR_OPTION', /layer.kernel/],
+          [{ bias: true }, 'ERR_ARGUMENT', /layer.kernel/],
+          [{ kernel: 2 }, 'ERR_ARGUMENT', /layer.bias/],
+          [{ kernel: 2, bias: true }, 'ERR_SHAPE', /gradOutputs: expected \[1, C_out, 3\]/],
+          [{ kernel: 9, bias: true }, 'ERR_SHAPE', /too small/],
+          [{ kernel: 1, groups: 2, bias: true }, 'ERR_OPTION', /layer.groups/],
+          [{ kernel: 1, mask: a, bias: true }, 'ERR_OPTION', /mask/],
+        ] as [object, string, RegExp][]
+      ).map(([o, code, text]): [unknown, string, RegExp] => [
+        {
+          kind: 'conv1d',
+          input: f32([1, 2, 3, 4], [1, 1, 4]),
+          gradOutputs: f32([1, 2, 3, 4], [1, 1, 4]),
+          ...o,
+        },
+        code,
+        text,
+      ]),
       [{ kind: 'rms-norm', normalized: a, gradOutputs: f32([1, 2], [2, 1]) }, 'ERR_SHAPE', /gradOutputs/],
     ];
     for (const [layer, code, text] of bad) {

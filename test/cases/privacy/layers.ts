@@ -1,4 +1,5 @@
 import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
+import type { ConvLayer } from '../../../lib/privacy/convLayer.ts';
 import type { PrivateLayer } from '../../../lib/privacy/layer.ts';
 import { Tensor } from '../../../lib/tensor.ts';
 import type { Random } from '../random.ts';
@@ -19,6 +20,8 @@ export interface LayerShape {
   /** Types of what goes in and of the gradients. */
   types?: [FloatType, FloatType];
   wide?: boolean;
+  /** Convolutions: `lead` is `[B, C_in, …]`, `outputs` C_out. */
+  conv?: Pick<ConvLayer, 'kernel' | 'stride' | 'padding' | 'dilation' | 'groups'>;
   bench?: boolean;
 }
 
@@ -85,6 +88,71 @@ export const layerShapes: LayerShape[] = [
   },
   { name: 'group-norm', kind: 'group-norm', lead: [3, 10, 7, 9], bias: true },
   { name: 'group-norm, no bias', kind: 'group-norm', lead: [2, 6], bias: false },
+  {
+    name: 'conv1d',
+    kind: 'conv1d',
+    lead: [3, 6, 41],
+    outputs: 8,
+    bias: true,
+    conv: { kernel: 3, stride: 2, padding: 2, dilation: 2 },
+  },
+  {
+    name: 'conv2d',
+    kind: 'conv2d',
+    lead: [3, 5, 9, 11],
+    outputs: 7,
+    bias: true,
+    conv: { kernel: 3, padding: 1 },
+  },
+  {
+    name: 'conv2d, groups bf16',
+    kind: 'conv2d',
+    lead: [2, 6, 8, 7],
+    outputs: 9,
+    bias: true,
+    types: ['bfloat16', 'bfloat16'],
+    conv: { kernel: [2, 3], stride: [1, 2], padding: [0, 1], groups: 3 },
+  },
+  {
+    name: 'conv2d, depthwise',
+    kind: 'conv2d',
+    lead: [3, 4, 6, 6],
+    outputs: 8,
+    bias: false,
+    conv: { kernel: 3, groups: 4 },
+  },
+  {
+    name: 'conv2d, chunks of places',
+    kind: 'conv2d',
+    lead: [1, 1, 18, 18],
+    outputs: 2,
+    bias: true,
+    conv: { kernel: 2 },
+  },
+  {
+    name: 'conv2d, chunks of inputs',
+    kind: 'conv2d',
+    lead: [2, 35, 4, 4],
+    outputs: 3,
+    bias: true,
+    conv: { kernel: 3 },
+  },
+  {
+    name: 'conv3d',
+    kind: 'conv3d',
+    lead: [2, 2, 4, 5, 6],
+    outputs: 4,
+    bias: true,
+    conv: { kernel: [2, 3, 2], stride: [2, 1, 1], padding: [1, 0, 2], dilation: [1, 2, 1], groups: 2 },
+  },
+  {
+    name: 'conv1d, no samples',
+    kind: 'conv1d',
+    lead: [0, 2, 5],
+    outputs: 2,
+    bias: true,
+    conv: { kernel: 3 },
+  },
 ];
 
 /** The same layers at the size of real ones. */
@@ -117,6 +185,15 @@ export const benchShapes: LayerShape[] = [
     bench: true,
   },
   { name: 'layer-norm', kind: 'layer-norm', lead: [8, 512], outputs: 768, bias: true, bench: true },
+  {
+    name: 'conv2d ResNet',
+    kind: 'conv2d',
+    lead: [16, 128, 28, 28],
+    outputs: 128,
+    bias: true,
+    conv: { kernel: 3, padding: 1 },
+    bench: true,
+  },
 ];
 
 function floats(random: Random, dims: number[], type: FloatType, skip: Uint8Array | null): Tensor {
@@ -129,6 +206,31 @@ function floats(random: Random, dims: number[], type: FloatType, skip: Uint8Arra
     });
   }
   return new Tensor(type, encodeFloats(data, type) as never, dims);
+}
+
+/** Output places of a convolution. */
+export function outputSize(shape: LayerShape): number[] {
+  const { kernel, stride, padding, dilation } = shape.conv as ConvLayer;
+  const at = (v: number | readonly number[] | undefined, i: number, none: number) =>
+    v === undefined ? none : typeof v === 'number' ? v : v[i];
+  return shape.lead.slice(2).map((n, i) => {
+    const reach = at(dilation, i, 1) * (at(kernel, i, 1) - 1) + 1;
+    return Math.floor((n + 2 * at(padding, i, 0) - reach) / at(stride, i, 1)) + 1;
+  });
+}
+
+/** One group of a convolution as a linear layer: samples, places, inputs, outputs and how many of it. */
+export function asLinear(shape: LayerShape) {
+  const axes = shape.lead.length - 2;
+  const { kernel, groups = 1 } = shape.conv as ConvLayer;
+  const taps = typeof kernel === 'number' ? kernel ** axes : kernel.reduce((a, b) => a * b, 1);
+  return {
+    samples: shape.lead[0],
+    places: outputSize(shape).reduce((a, b) => a * b, 1),
+    inputs: (shape.lead[1] / groups) * taps,
+    outputs: (shape.outputs as number) / groups,
+    groups,
+  };
 }
 
 /** Draws a layer's data. */
@@ -153,6 +255,15 @@ export function makeLayer(shape: LayerShape, random: Random): PrivateLayer {
     };
   }
   const outputs = shape.outputs as number;
+  if (kind === 'conv1d' || kind === 'conv2d' || kind === 'conv3d') {
+    return {
+      kind,
+      ...(shape.conv as NonNullable<LayerShape['conv']>),
+      input: floats(random, lead, inputType, null),
+      gradOutputs: floats(random, [lead[0], outputs, ...outputSize(shape)], gradType, null),
+      bias: shape.bias as boolean,
+    };
+  }
   const gradOutputs = floats(random, [...lead, outputs], gradType, skip);
   switch (kind) {
     case 'linear':

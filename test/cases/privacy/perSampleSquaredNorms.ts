@@ -4,9 +4,14 @@ import {
   type SquaredNormsOptions,
 } from '../../../lib/privacy/perSampleSquaredNorms.ts';
 import type { OpCase } from '../case.ts';
-import { benchShapes, type LayerShape, layerShapes, makeLayer } from './layers.ts';
+import { asLinear, benchShapes, type LayerShape, layerShapes, makeLayer } from './layers.ts';
 
 function work(s: LayerShape, method: SquaredNormsOptions['method']): { flops?: number; bytes?: number } {
+  if (s.conv !== undefined) {
+    const { samples, places, inputs, outputs, groups } = asLinear(s);
+    const pairs = method === 'ghost' ? (places + 1) * (inputs + outputs) : 2 * inputs * outputs;
+    return { flops: samples * groups * places * pairs };
+  }
   const rows = s.lead.reduce((a, b) => a * b, 1);
   const t = rows / s.lead[0];
   const d = s.inputs ?? 0;
@@ -41,9 +46,10 @@ function caseOf(shape: LayerShape, method: SquaredNormsOptions['method']): OpCas
   };
 }
 
-/** Norms of every layer kind; linear ones both ways. */
+/** Norms of every layer kind; linear ones and convolutions both ways. */
 export const squaredNormsCases: OpCase[] = [...layerShapes, ...benchShapes].flatMap((shape) =>
-  (shape.kind === 'linear' ? (['ghost', 'instantiate'] as const) : (['auto'] as const)).map((method) =>
-    caseOf(shape, method),
-  ),
+  (shape.kind === 'linear' || shape.conv !== undefined
+    ? (['ghost', 'instantiate'] as const)
+    : (['auto'] as const)
+  ).map((method) => caseOf(shape, method)),
 );
