@@ -109,11 +109,13 @@ static double block_dot(const float* x, const float* y, float shift, int rows, i
 }
 
 static void column_sums(const float* panel, int64_t depth, float* sums, bool first) {
-  for (int v = 0; v < kVectors; ++v) {
-    vf s = set1(0.0f);
-    for (int64_t y = 0; y < depth; ++y) s = add(s, load(panel + y * kBlock + v * W));
-    store(sums + v * W, first ? s : add(load(sums + v * W), s));
+  vf s[kVectors];
+  for (int v = 0; v < kVectors; ++v) s[v] = set1(0.0f);
+  for (int64_t y = 0; y < depth; ++y) {
+    HEDDLE_UNROLL(8)
+    for (int v = 0; v < kVectors; ++v) s[v] = add(s[v], load(panel + y * kBlock + v * W));
   }
+  for (int v = 0; v < kVectors; ++v) store(sums + v * W, first ? s[v] : add(load(sums + v * W), s[v]));
 }
 
 template <DType type>
