@@ -29,6 +29,11 @@ template <class Read>
 void unfold_row(const ConvGeometry& s, int64_t tap, float* out, const Read& read) {
   const int64_t k2 = tap % s.kernel[2], k1 = tap / s.kernel[2] % s.kernel[1], k0 = tap / s.kernel[2] / s.kernel[1];
   const int64_t x2 = k2 * s.dilation[2] - s.padding[2];
+  // Places [from, to) read inside the input; what lies outside is padding.
+  const int64_t step = s.stride[2];
+  const int64_t from = std::min<int64_t>(s.out[2], x2 < 0 ? (-x2 + step - 1) / step : 0);
+  const int64_t inside = s.size[2] - x2 > 0 ? (s.size[2] - x2 + step - 1) / step : 0;
+  const int64_t to = std::max(from, std::min<int64_t>(s.out[2], inside));
   for (int64_t o0 = 0; o0 < s.out[0]; ++o0) {
     const int64_t i0 = o0 * s.stride[0] - s.padding[0] + k0 * s.dilation[0];
     for (int64_t o1 = 0; o1 < s.out[1]; ++o1, out += s.out[2]) {
@@ -37,11 +42,14 @@ void unfold_row(const ConvGeometry& s, int64_t tap, float* out, const Read& read
         std::fill(out, out + s.out[2], 0.0f);
         continue;
       }
-      const int64_t line = (i0 * s.size[1] + i1) * s.size[2];
-      for (int64_t o2 = 0; o2 < s.out[2]; ++o2) {
-        const int64_t i2 = o2 * s.stride[2] + x2;
-        out[o2] = i2 < 0 || i2 >= s.size[2] ? 0.0f : read(line + i2);
+      const int64_t line = (i0 * s.size[1] + i1) * s.size[2] + x2;
+      std::fill(out, out + from, 0.0f);
+      if (step == 1) {
+        for (int64_t o2 = from; o2 < to; ++o2) out[o2] = read(line + o2);
+      } else {
+        for (int64_t o2 = from; o2 < to; ++o2) out[o2] = read(line + o2 * step);
       }
+      std::fill(out + to, out + s.out[2], 0.0f);
     }
   }
 }
