@@ -7,6 +7,7 @@ const library: Options[] = [
     entry: {
       index: 'lib/index.ts',
       'moe/index': 'lib/moe/index.ts',
+      'cli/main': 'lib/cli/main.ts',
       'attention/index': 'lib/attention/index.ts',
       'privacy/index': 'lib/privacy/index.ts',
     },

@@ -90,6 +90,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   register_moe(env, exports);
   register_experts(env, exports);
   register_attention(env, exports);
+  register_privacy(env, exports);
   return exports;
 }
 

@@ -133,3 +133,26 @@ HEDDLE_INLINE vi spread_maxi(vi v) {
   return maxi(v, _mm256_shuffle_epi32(v, 0xb1));
 }
 HEDDLE_INLINE vf reciprocal(vf d) { return div(set1(1.0f), d); }
+template <int n> HEDDLE_INLINE vi rotl(vi a) {
+  return _mm256_or_si256(_mm256_slli_epi32(a, n), _mm256_srli_epi32(a, 32 - n));
+}
+// Transposes W x W lanes in place.
+HEDDLE_INLINE void transpose(vf* v) {
+  __m256 p[8];
+  HEDDLE_UNROLL(2)
+  for (int i = 0; i < 8; i += 4) {
+    const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(v[i], v[i + 1]));
+    const __m256d b = _mm256_castps_pd(_mm256_unpackhi_ps(v[i], v[i + 1]));
+    const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(v[i + 2], v[i + 3]));
+    const __m256d d = _mm256_castps_pd(_mm256_unpackhi_ps(v[i + 2], v[i + 3]));
+    p[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+    p[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+    p[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+    p[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+  }
+  HEDDLE_UNROLL(4)
+  for (int j = 0; j < 4; ++j) {
+    v[j] = _mm256_permute2f128_ps(p[j], p[4 + j], 0x20);
+    v[4 + j] = _mm256_permute2f128_ps(p[j], p[4 + j], 0x31);
+  }
+}

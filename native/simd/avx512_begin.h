@@ -117,3 +117,28 @@ HEDDLE_INLINE vf reciprocal(vf d) {
   const vf r = _mm512_rcp14_ps(d);
   return fma(fnma(d, r, set1(1.0f)), r, r);
 }
+template <int n> HEDDLE_INLINE vi rotl(vi a) { return _mm512_rol_epi32(a, n); }
+// Transposes W x W lanes in place.
+HEDDLE_INLINE void transpose(vf* v) {
+  __m512d p[16];
+  HEDDLE_UNROLL(4)
+  for (int i = 0; i < 16; i += 4) {
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(v[i], v[i + 1]));
+    const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(v[i], v[i + 1]));
+    const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(v[i + 2], v[i + 3]));
+    const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(v[i + 2], v[i + 3]));
+    p[i] = _mm512_unpacklo_pd(a, c);
+    p[i + 1] = _mm512_unpackhi_pd(a, c);
+    p[i + 2] = _mm512_unpacklo_pd(b, d);
+    p[i + 3] = _mm512_unpackhi_pd(b, d);
+  }
+  HEDDLE_UNROLL(4)
+  for (int j = 0; j < 4; ++j) {  // p[4i + j]: column 4l + j of rows 4i .. 4i + 3 in 128-bit part l
+    const __m512d a = _mm512_shuffle_f64x2(p[j], p[4 + j], 0x88), b = _mm512_shuffle_f64x2(p[8 + j], p[12 + j], 0x88);
+    const __m512d c = _mm512_shuffle_f64x2(p[j], p[4 + j], 0xdd), d = _mm512_shuffle_f64x2(p[8 + j], p[12 + j], 0xdd);
+    v[j] = _mm512_castpd_ps(_mm512_shuffle_f64x2(a, b, 0x88));
+    v[8 + j] = _mm512_castpd_ps(_mm512_shuffle_f64x2(a, b, 0xdd));
+    v[4 + j] = _mm512_castpd_ps(_mm512_shuffle_f64x2(c, d, 0x88));
+    v[12 + j] = _mm512_castpd_ps(_mm512_shuffle_f64x2(c, d, 0xdd));
+  }
+}

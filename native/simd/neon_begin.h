@@ -120,3 +120,15 @@ HEDDLE_INLINE int32_t reduce_maxi(vi v) { return vmaxvq_s32(v); }
 HEDDLE_INLINE int32_t reduce_mini(vi v) { return vminvq_s32(v); }
 HEDDLE_INLINE vi spread_maxi(vi v) { return vdupq_n_s32(vmaxvq_s32(v)); }
 HEDDLE_INLINE vf reciprocal(vf d) { return div(set1(1.0f), d); }
+template <int n> HEDDLE_INLINE vi rotl(vi a) {
+  const uint32x4_t u = vreinterpretq_u32_s32(a);
+  return vreinterpretq_s32_u32(vsriq_n_u32(vshlq_n_u32(u, n), u, 32 - n));
+}
+// Transposes W x W lanes in place.
+HEDDLE_INLINE void transpose(vf* v) {
+  const float32x4x2_t a = vtrnq_f32(v[0], v[1]), b = vtrnq_f32(v[2], v[3]);
+  v[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+  v[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+  v[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+  v[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+}

@@ -97,3 +97,5 @@ HEDDLE_INLINE int32_t reduce_maxi(vi v) { return v.v; }
 HEDDLE_INLINE int32_t reduce_mini(vi v) { return v.v; }
 HEDDLE_INLINE vi spread_maxi(vi v) { return v; }
 HEDDLE_INLINE vf reciprocal(vf d) { return 1.0f / d; }
+template <int n> HEDDLE_INLINE vi rotl(vi a) { return ori(shl<n>(a), srl<32 - n>(a)); }
+HEDDLE_INLINE void transpose(vf*) {}

@@ -17,7 +17,8 @@
 //   add sub mul div fma(a,b,c)=a*b+c fnma(a,b,c)=c-a*b max min sqrt neg abs, addi subi andi ori xori maxi mini,
 //   shl<n> sra<n> srl<n>, lt le gt ge eq (vf), eqi gti (vi), not_nan, mask_and mask_or mask_not, mask_bits, first_n(n),
 //   select(m, a, b) = m ? a : b, as_int as_float (bit casts), to_int (round to nearest even) to_float,
-//   reduce_add reduce_max reduce_maxi reduce_mini, spread_maxi, reciprocal (normal, finite). Reductions use a fixed tree, so results do not depend on the run.
+//   reduce_add reduce_max reduce_maxi reduce_mini, spread_maxi, reciprocal (normal, finite), rotl<n>, transpose(vf[W]).
+//   Reductions use a fixed tree, so results do not depend on the run.
 // max/min follow x86: if either operand is NaN the second is returned; kernels must not rely on NaN there.
 #pragma once
 #include <cmath>

@@ -1,8 +1,8 @@
-import type { OpCase } from './case.ts';
 import { attentionCases } from './attention/attention.ts';
 import { attentionBackwardCases } from './attention/attentionBackward.ts';
 import { decodeAttentionCases } from './attention/decodeAttention.ts';
 import { rotaryEmbeddingCases } from './attention/rotaryEmbedding.ts';
+import type { OpCase } from './case.ts';
 import { linearCases } from './linear.ts';
 import { combineCases } from './moe/combine.ts';
 import { expertsBackwardCases } from './moe/expertsBackward.ts';
@@ -11,10 +11,13 @@ import { expertsForwardBenchCases } from './moe/expertsForwardBench.ts';
 import { permuteCases } from './moe/permute.ts';
 import { planDispatchCases } from './moe/planDispatch.ts';
 import { routeExpertChoiceCases } from './moe/routeExpertChoice.ts';
+import { routerLossCases } from './moe/routerLoss.ts';
 import { routeSinkhornCases } from './moe/routeSinkhorn.ts';
 import { routeTopKCases } from './moe/routeTopK.ts';
 import { routeTopKBackwardCases } from './moe/routeTopKBackward.ts';
-import { routerLossCases } from './moe/routerLoss.ts';
+import { clippedGradientsCases } from './privacy/clippedGradients.ts';
+import { gaussianNoiseCases } from './privacy/gaussianNoise.ts';
+import { squaredNormsCases } from './privacy/perSampleSquaredNorms.ts';
 
 /** Every op's table. */
 export const allCases: OpCase[] = [
@@ -33,5 +36,8 @@ export const allCases: OpCase[] = [
   ...attentionBackwardCases,
   ...decodeAttentionCases,
   ...rotaryEmbeddingCases,
+  ...squaredNormsCases,
+  ...clippedGradientsCases,
+  ...gaussianNoiseCases,
   ...expertsForwardBenchCases,
 ];

@@ -45,15 +45,17 @@ describe('gaussianNoise', () => {
   const key = Uint8Array.from({ length: 32 }, (_, i) => 7 * i + 1);
 
   it('is Box–Muller on the documented words', () => {
-    const words = chacha20Block(keyWords(key), 5, [1, 9, 2]);
     const u = (low: number, high: number) => (high * 2 ** 32 + low + 0.5) / 2 ** 64;
-    const offset = 8 * (2 ** 32 + 5);
-    const noise = gaussianNoiseReference(8, key, 2 * 2 ** 32 + 9, offset, 3);
-    for (let m = 0; m < 4; m++) {
-      const radius = Math.sqrt(-2 * Math.log(u(words[4 * m], words[4 * m + 1])));
-      const angle = 2 * Math.PI * u(words[4 * m + 2], words[4 * m + 3]);
-      expect(noise[2 * m]).toBeCloseTo(3 * radius * Math.cos(angle), 12);
-      expect(noise[2 * m + 1]).toBeCloseTo(3 * radius * Math.sin(angle), 12);
+    const first = 16 * (2 ** 28 + 5); // block 16q of group q = 2²⁸ + 5: the counter has wrapped once
+    const noise = gaussianNoiseReference(128, key, 2 * 2 ** 32 + 9, 8 * first, 3);
+    for (const l of [0, 1, 15]) {
+      const words = chacha20Block(keyWords(key), 80 + l, [1, 9, 2]);
+      for (let m = 0; m < 4; m++) {
+        const radius = Math.sqrt(-2 * Math.log(u(words[4 * m], words[4 * m + 1])));
+        const angle = 2 * Math.PI * u(words[4 * m + 2], words[4 * m + 3]);
+        expect(noise[32 * m + l]).toBeCloseTo(3 * radius * Math.cos(angle), 12);
+        expect(noise[32 * m + 16 + l]).toBeCloseTo(3 * radius * Math.sin(angle), 12);
+      }
     }
   });
 

@@ -1,0 +1,18 @@
+// The privacy family compiled for avx512.
+#include "privacy/gaussian_noise.h"
+#include "privacy/kernels.h"
+#include "simd/simd.h"
+
+#if defined(HEDDLE_TARGET_X86)
+#include "simd/avx512_begin.h"
+
+#include "simd/math-inl.h"
+
+#include "privacy/block-inl.h"
+
+#include "privacy/rows-inl.h"
+
+#include "privacy/noise-inl.h"
+
+#include "simd/end.h"
+#endif

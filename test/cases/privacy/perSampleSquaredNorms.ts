@@ -1,0 +1,55 @@
+import {
+  perSampleSquaredNorms,
+  perSampleSquaredNormsSync,
+  type SquaredNormsOptions,
+} from '../../../lib/privacy/perSampleSquaredNorms.ts';
+import type { OpCase } from '../case.ts';
+import { asLinear, benchShapes, type LayerShape, layerShapes, makeLayer } from './layers.ts';
+
+function work(s: LayerShape, method: SquaredNormsOptions['method']): { flops?: number; bytes?: number } {
+  if (s.conv !== undefined) {
+    const { samples, places, inputs, outputs, groups } = asLinear(s);
+    const pairs = method === 'ghost' ? (places + 1) * (inputs + outputs) : 2 * inputs * outputs;
+    return { flops: samples * groups * places * pairs };
+  }
+  const rows = s.lead.reduce((a, b) => a * b, 1);
+  const t = rows / s.lead[0];
+  const d = s.inputs ?? 0;
+  const p = s.outputs ?? 1;
+  if (s.kind !== 'linear') return { bytes: 4 * rows * p * (s.kind === 'embedding' ? 1 : 2) };
+  if (t === 1) return { flops: 2 * rows * (d + p), bytes: 4 * rows * (d + p) };
+  // The ghost norm's symmetric half: t(t + 1)/2 pairs.
+  return { flops: method === 'ghost' ? rows * (t + 1) * (d + p) : 2 * rows * d * p };
+}
+
+function caseOf(shape: LayerShape, method: SquaredNormsOptions['method']): OpCase {
+  return {
+    family: 'privacy',
+    op: 'perSampleSquaredNorms',
+    name: `${shape.name} [${shape.lead.join(', ')}] d=${shape.inputs ?? '-'} p=${shape.outputs ?? '-'} ${method}`,
+    tolerance: 2e-6,
+    ...work(shape, method),
+    items: { unit: 'sample', count: shape.lead[0] },
+    bench: shape.bench,
+    verify: !shape.bench,
+    prepare(random) {
+      const layer = makeLayer(shape, random);
+      return {
+        run: (o) => [perSampleSquaredNormsSync(layer, { method, ...o })],
+        runAsync: async (o) => [await perSampleSquaredNorms(layer, { method, ...o })],
+        timed: (o) => {
+          const out = perSampleSquaredNormsSync(layer, { method, ...o });
+          return () => perSampleSquaredNormsSync(layer, { method, ...o, out });
+        },
+      };
+    },
+  };
+}
+
+/** Norms of every layer kind; linear ones and convolutions both ways. */
+export const squaredNormsCases: OpCase[] = [...layerShapes, ...benchShapes].flatMap((shape) =>
+  (shape.kind === 'linear' || shape.conv !== undefined
+    ? (['ghost', 'instantiate'] as const)
+    : (['auto'] as const)
+  ).map((method) => caseOf(shape, method)),
+);
