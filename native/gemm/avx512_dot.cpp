@@ -29,15 +29,18 @@ HEDDLE_INLINE void dot_u8s8(__m512i& acc, __m512i u, __m512i s) { acc = _mm512_d
 HEDDLE_INLINE void dot_bf16(__m512& acc, __m512i a, __m512i b) { acc = _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
 #endif
 
-constexpr int64_t kAhead = 2048;
+// As in tile-inl.h.
+constexpr int64_t kNear = 1024, kFar = 8192;
 
 template <int MR>
 HEDDLE_INLINE void prefetch_step(const TileCall& t, const char* b, int64_t step) {
-  HEDDLE_PREFETCH(b + step * kStepBytes + kAhead);
-  HEDDLE_PREFETCH(b + step * kStepBytes + kAhead + 64);
-  if (MR > 4 && step < t.prefetch_steps) {
-    HEDDLE_PREFETCH_L2(t.prefetch + step * kStepBytes);
-    HEDDLE_PREFETCH_L2(t.prefetch + step * kStepBytes + 64);
+  HEDDLE_PREFETCH_L2(b + step * kStepBytes + kFar);
+  HEDDLE_PREFETCH_L2(b + step * kStepBytes + kFar + 64);
+  HEDDLE_PREFETCH(b + step * kStepBytes + kNear);
+  HEDDLE_PREFETCH(b + step * kStepBytes + kNear + 64);
+  if (MR > 4 && t.prefetch) {
+    HEDDLE_PREFETCH_L2(t.prefetch + step * t.prefetch_stride);
+    if (t.prefetch_stride > 64) HEDDLE_PREFETCH_L2(t.prefetch + step * t.prefetch_stride + 64);
   }
 }
 

@@ -79,15 +79,17 @@ struct Layout {
 // Runs all tiles of one expert through panel `p` of `m` and hands each result to done(tile, c).
 template <class Done>
 void run_panel(const PackedMatrix& m, const TileKernels& kernels, Operand kind, const Plan& plan, const Plan::Group& group,
-               int64_t p, int64_t ahead, const char* operands, int64_t row_bytes, float* c, const Done& done) {
+               int64_t p, const char* next_panel, const char* operands, int64_t row_bytes, float* c, const Done& done) {
   const bool float_type = m.type == PackType::kFloat32 || m.type == PackType::kBFloat16;
   int64_t block = m.steps;
-  if (float_type && group.tile_count > 1 && m.steps * kStepBytes > kPanelBytes) block = kPanelBytes / kStepBytes;
-  // The other threads take the panels in between.
-  const char* next = p + ahead < m.panels ? m.panel(p + ahead) : nullptr;
+  if (float_type && group.tile_count > 1) {
+    const int64_t blocks = (m.steps * kStepBytes + kPanelBytes - 1) / kPanelBytes;
+    block = (m.steps + blocks - 1) / blocks;
+  }
   for (int64_t s0 = 0; s0 < m.steps; s0 += block) {
     const int64_t steps = std::min(block, m.steps - s0);
     const bool last = s0 + steps == m.steps;
+    const char* next = last ? next_panel : m.panel(p) + (s0 + steps) * kStepBytes;
     for (int64_t i = 0; i < group.tile_count; ++i) {
       const Tile& tile = plan.tiles[static_cast<size_t>(group.first_tile + i)];
       const char* a = operands + tile.begin * row_bytes;
@@ -101,10 +103,9 @@ void run_panel(const PackedMatrix& m, const TileKernels& kernels, Operand kind, 
       t.steps = steps;
       t.c = out;
       t.accumulate = s0 > 0;
-      if (next && i > 0 && block == m.steps) {  // the first tile waits for its own panel
-        const int64_t share = (m.steps + group.tile_count - 2) / (group.tile_count - 1);
-        t.prefetch = next + (i - 1) * share * kStepBytes;
-        t.prefetch_steps = std::min(share, m.steps - (i - 1) * share);
+      if (next && group.tile_count > 1) {
+        t.prefetch_stride = kStepBytes / group.tile_count;
+        t.prefetch = next + i * t.prefetch_stride * steps;
       }
       kernels.tile[tile.rows](t);
       if (last) done(tile, out);
@@ -145,19 +146,30 @@ Status run_bank(const ExpertsForwardArgs& a, const ExpertBank& bank, const Plan&
   }));
   if (s != kOk) return s;
 
-  // Tasks are (expert, panel) in order, so both threads share an expert's operands and stream its panels.
+  // Tasks are runs of consecutive (expert, panel) pairs in order: threads share an expert's operands, and each knows
+  // which panel it will want next.
   auto panels = [&](int64_t count, const PackedMatrix& shape, auto&& body) {
     const int64_t work = shape.steps * kStepBytes;  // bytes of one panel
-    return parallel_for(exec, groups * count, 1 + 65536 / work, [&](int64_t begin, int64_t end) {
+    const int64_t total = groups * count;
+    const int64_t run = std::min<int64_t>(4, std::max<int64_t>(1, total / (8 * exec.threads)));
+    const int64_t grain = std::max(run, 1 + 65536 / work);
+    return parallel_for(exec, total, grain, [&](int64_t begin, int64_t end) {
       const size_t floats = static_cast<size_t>(accumulator_floats(plan, shape));
       auto* c = static_cast<float*>(Workspace::local().get(floats * sizeof(float)));
       if (!c) return failed.store(true);
-      for (int64_t i = begin; i < end; ++i) body(plan.groups[static_cast<size_t>(i / count)], i % count, c);
+      for (int64_t i = begin; i < end; ++i) {
+        // Behind the end of the run the other threads have taken theirs.
+        const int64_t n = i + 1 < end ? i + 1 : end + grain * (exec.threads - 1);
+        const bool more = n < total;
+        body(plan.groups[static_cast<size_t>(i / count)], i % count,
+             more ? &plan.groups[static_cast<size_t>(n / count)] : nullptr, n % count, c);
+      }
     });
   };
-  s = status(panels(up0.panels, up0, [&](const Plan::Group& g, int64_t p, float* c) {
+  s = status(panels(up0.panels, up0, [&](const Plan::Group& g, int64_t p, const Plan::Group* then, int64_t then_p, float* c) {
     const PackedExpert& e = bank.experts[static_cast<size_t>(g.expert)];
-    run_panel(e.gate_up, kernels, l.kind, plan, g, p, exec.threads, xy, l.x_row, c, [&](const Tile& t, const float* out) {
+    const char* next = then ? bank.experts[static_cast<size_t>(then->expert)].gate_up.panel(then_p) : nullptr;
+    run_panel(e.gate_up, kernels, l.kind, plan, g, p, next, xy, l.x_row, c, [&](const Tile& t, const float* out) {
       stages.activate(bank, e, p, out, t.rows, reinterpret_cast<float*>(h + t.begin * l.h_row), l.h_stride);
     });
   }));
@@ -178,9 +190,10 @@ Status run_bank(const ExpertsForwardArgs& a, const ExpertBank& bank, const Plan&
   if (s != kOk) return s;
 
   float* y = reinterpret_cast<float*>(xy);
-  return status(panels(down0.panels, down0, [&](const Plan::Group& g, int64_t p, float* c) {
+  return status(panels(down0.panels, down0, [&](const Plan::Group& g, int64_t p, const Plan::Group* then, int64_t then_p, float* c) {
     const PackedExpert& e = bank.experts[static_cast<size_t>(g.expert)];
-    run_panel(e.down, kernels, l.kind, plan, g, p, exec.threads, h, l.h_row, c, [&](const Tile& t, const float* out) {
+    const char* next = then ? bank.experts[static_cast<size_t>(then->expert)].down.panel(then_p) : nullptr;
+    run_panel(e.down, kernels, l.kind, plan, g, p, next, h, l.h_row, c, [&](const Tile& t, const float* out) {
       stages.write_down(e, bank.hidden, p, out, t.rows, y + t.begin * bank.hidden);
     });
   }));
