@@ -75,6 +75,9 @@ export function checkLogits(logits: TensorLike): Tensor<FloatType> {
   return l;
 }
 
+// Elements up to which ids and weights share one buffer.
+const SHARED_RESULT = 64;
+
 /** `out` checked, or a new result. */
 export function routingResult(
   tokens: number,
@@ -84,10 +87,12 @@ export function routingResult(
 ): Routing {
   const dims = [tokens, k];
   if (out === undefined) {
-    return {
-      indices: makeTensor('int32', new Int32Array(tokens * k), dims),
-      weights: makeTensor('float32', new Float32Array(tokens * k), [tokens, k]),
-    };
+    const n = tokens * k;
+    // A token's results share one buffer: making two costs more than routing it.
+    const shared = n <= SHARED_RESULT ? new ArrayBuffer(8 * n) : null;
+    const ids = shared ? new Int32Array(shared, 0, n) : new Int32Array(n);
+    const values = shared ? new Float32Array(shared, 4 * n, n) : new Float32Array(n);
+    return { indices: makeTensor('int32', ids, dims), weights: makeTensor('float32', values, [tokens, k]) };
   }
   const indices = asTensor(out.indices, 'out.indices', ['int32']);
   const weights = asTensor(out.weights, 'out.weights', ['float32']);

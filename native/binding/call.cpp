@@ -75,17 +75,14 @@ void Environment::on_job_done(napi_env env, napi_value, void* context, void* dat
 }
 
 void* Call::data_of(napi_value v) {
-  napi_valuetype type;
-  napi_typeof(env_, v, &type);
-  if (type == napi_null || type == napi_undefined) return nullptr;
   void* data = nullptr;
-  napi_typedarray_type kind;
-  size_t length, offset;
-  napi_value buffer;
-  if (napi_get_typedarray_info(env_, v, &kind, &length, &data, &buffer, &offset) != napi_ok) {
+  if (napi_get_typedarray_info(env_, v, nullptr, nullptr, &data, nullptr, nullptr) != napi_ok) {
+    napi_valuetype type;
+    napi_typeof(env_, v, &type);
+    if (type == napi_null || type == napi_undefined) return nullptr;
     fail("a typed array");
   }
-  held_.push_back(v);
+  if (!sync_) held_.push_back(v);
   return data;
 }
 

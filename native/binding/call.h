@@ -67,6 +67,7 @@ class Call {
     exec_.isa = Environment::of(env_).isa;
     exec_.user_cancel = reinterpret_cast<const std::atomic<int32_t>*>(array<int32_t>());
     done_ = info_[index_++];
+    sync_ = done_.IsNull() || done_.IsUndefined();
   }
 
   int64_t integer() { return static_cast<int64_t>(number()); }
@@ -75,7 +76,11 @@ class Call {
     if (napi_get_value_double(env_, info_[index_++], &v) != napi_ok) fail("a number");
     return v;
   }
-  bool boolean() { return info_[index_++].ToBoolean(); }
+  bool boolean() {
+    bool v = false;
+    if (napi_get_value_bool(env_, info_[index_++], &v) != napi_ok) fail("a boolean");
+    return v;
+  }
   DType dtype() { return static_cast<DType>(integer()); }
 
   // Data pointer of a typed array, or nullptr for null / undefined.
@@ -100,7 +105,7 @@ class Call {
     napi_value v = info_[index_++];
     void* p = nullptr;
     if (napi_get_value_external(env_, v, &p) != napi_ok) fail("a native handle");
-    held_.push_back(v);
+    if (!sync_) held_.push_back(v);
     return static_cast<T*>(p);
   }
 
@@ -119,7 +124,7 @@ class Call {
   template <class Args>
   Napi::Value submit(Args&& args, Status (*kernel)(const std::decay_t<Args>&, const Exec&)) {
     using Owned = std::decay_t<Args>;
-    if (done_.IsNull() || done_.IsUndefined()) {
+    if (sync_) {
       return Napi::Number::New(env_, static_cast<double>(kernel(args, exec_)));
     }
     struct KernelJob final : Job {
@@ -141,6 +146,7 @@ class Call {
   Napi::Env env_;
   Exec exec_;
   Napi::Value done_;
+  bool sync_ = false;  // nothing needs holding: the caller's frame does it
   size_t index_ = 0;
   std::vector<napi_value> held_;
 };
