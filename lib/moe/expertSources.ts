@@ -1,10 +1,8 @@
-// Expert weights as callers hand them over, checked and brought to the pointers and strides of the native boundary.
-import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { checkMxfp4, isMxfp4, type Mxfp4Blocks } from '../gemm/mxfp4.ts';
 import { SOURCE_TYPES, type SourceData, type SourceType } from '../gemm/weights.ts';
 import { checkOptions, optionChoice } from '../op.ts';
-import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, type TensorLike } from '../tensor.ts';
 
 /**
  * One matrix per expert: a list of `[out, in]` tensors, one tensor `[experts, out, in]`, or MXFP4 blocks of gpt-oss

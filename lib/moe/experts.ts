@@ -2,15 +2,7 @@ import type { Addon } from '../backend.ts';
 import { DTYPE_CODE, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { FLOAT_TYPES, outputTensor, WEIGHT_CODE, weightOptions } from '../gemm/linear.ts';
-import { checkMxfp4, isMxfp4, type Mxfp4Blocks } from '../gemm/mxfp4.ts';
-import {
-  meanSquareOf,
-  type RoundingOptions,
-  roundingOf,
-  SOURCE_TYPES,
-  type SourceData,
-  type SourceType,
-} from '../gemm/weights.ts';
+import { meanSquareOf, type RoundingOptions, roundingOf } from '../gemm/weights.ts';
 import { Handle } from '../handle.ts';
 import {
   type AsyncOpOptions,
@@ -34,7 +26,6 @@ import {
   type ExpertSourceType,
   type Layout,
   layoutOf,
-  type Stacked,
 } from './expertSources.ts';
 import { type ExpertScales, packOpOf, scaleLists } from './expertWeights.ts';
 import type { Routing } from './routeTopK.ts';
