@@ -29,3 +29,4 @@ export {
   rotaryEmbeddingSync,
 } from './rotaryEmbedding.ts';
 export type { RotaryScaling } from './rotaryFrequencies.ts';
+export * from './video/index.ts';
