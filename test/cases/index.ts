@@ -15,6 +15,8 @@ import { routerLossCases } from './moe/routerLoss.ts';
 import { routeSinkhornCases } from './moe/routeSinkhorn.ts';
 import { routeTopKCases } from './moe/routeTopK.ts';
 import { routeTopKBackwardCases } from './moe/routeTopKBackward.ts';
+import { elementwiseCases } from './nn/elementwise.ts';
+import { normBackwardCases, normCases } from './nn/norm.ts';
 import { clippedGradientsCases } from './privacy/clippedGradients.ts';
 import { gaussianNoiseCases } from './privacy/gaussianNoise.ts';
 import { squaredNormsCases } from './privacy/perSampleSquaredNorms.ts';
@@ -36,6 +38,9 @@ export const allCases: OpCase[] = [
   ...attentionBackwardCases,
   ...decodeAttentionCases,
   ...rotaryEmbeddingCases,
+  ...normCases,
+  ...normBackwardCases,
+  ...elementwiseCases,
   ...squaredNormsCases,
   ...clippedGradientsCases,
   ...gaussianNoiseCases,
