@@ -49,7 +49,8 @@ Status add_residual(const AddResidualArgs& a, const Exec& exec) {
 
 template <DType T>
 static Status mean_tokens_of(const MeanTokensArgs& a, const Exec& exec) {
-  constexpr int64_t block = 4 * W;
+  constexpr int kVectors = 8;
+  constexpr int64_t block = kVectors * W;
   const int64_t blocks = (a.width + block - 1) / block;
   const vf each = set1(static_cast<float>(1.0 / static_cast<double>(a.tokens)));
   const int64_t grain = 1 + kElementGrain / (block * a.tokens);
@@ -57,18 +58,18 @@ static Status mean_tokens_of(const MeanTokensArgs& a, const Exec& exec) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / blocks, column = task % blocks * block;
       const int64_t left = a.width - column;
-      vf total[4], sum[4];
-      for (int u = 0; u < 4; ++u) total[u] = set1(0.0f);
+      vf total[kVectors], sum[kVectors];
+      for (int u = 0; u < kVectors; ++u) total[u] = set1(0.0f);
       for (int64_t t0 = 0; t0 < a.tokens; t0 += kMeanRun) {
         const int64_t t1 = t0 + kMeanRun < a.tokens ? t0 + kMeanRun : a.tokens;
-        for (int u = 0; u < 4; ++u) sum[u] = set1(0.0f);
+        for (int u = 0; u < kVectors; ++u) sum[u] = set1(0.0f);
         for (int64_t t = t0; t < t1; ++t) {
           const int64_t at = (b * a.tokens + t) * a.width + column;
-          for (int u = 0; u < 4 && u * W < left; ++u) sum[u] = add(sum[u], load_as<T>(a.x, at + u * W, left - u * W));
+          for (int u = 0; u < kVectors && u * W < left; ++u) sum[u] = add(sum[u], load_as<T>(a.x, at + u * W, left - u * W));
         }
-        for (int u = 0; u < 4; ++u) total[u] = add(total[u], sum[u]);
+        for (int u = 0; u < kVectors; ++u) total[u] = add(total[u], sum[u]);
       }
-      for (int u = 0; u < 4 && u * W < left; ++u) {
+      for (int u = 0; u < kVectors && u * W < left; ++u) {
         store_as<T>(a.out, b * a.width + column + u * W, mul(total[u], each), left - u * W);
       }
     }
