@@ -2,6 +2,7 @@
 #include "binding/addon.h"
 
 #include "binding/call.h"
+#include "binding/cuda.h"
 #include "core/cpu_features.h"
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -91,6 +92,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   register_experts(env, exports);
   register_attention(env, exports);
   register_privacy(env, exports);
+  register_cuda(env, exports);
   return exports;
 }
 

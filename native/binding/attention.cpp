@@ -7,6 +7,7 @@
 
 #include "binding/addon.h"
 #include "binding/call.h"
+#include "binding/cuda.h"
 
 namespace heddle::binding {
 namespace {
@@ -130,5 +131,7 @@ void register_attention(Napi::Env env, Napi::Object exports) {
   exports.Set("rotaryEmbedding", Napi::Function::New(env, rotary_embedding_call));
   exports.Set("attentionBackward", Napi::Function::New(env, attention_backward_call));
 }
+
+void register_cuda_attention(CudaExports&) {}
 
 }  // namespace heddle::binding
