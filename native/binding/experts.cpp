@@ -4,6 +4,7 @@
 // runs frees the memory when that forward ends. The garbage collector is the backstop, and is told the size.
 #include "binding/addon.h"
 #include "binding/call.h"
+#include "binding/cuda.h"
 #include "gemm/linear.h"
 #include "moe/experts.h"
 #include "moe/experts_backward.h"
@@ -239,5 +240,7 @@ void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("accountMatrix", Napi::Function::New(env, account<PackedMatrix>));
   exports.Set("releaseMatrix", Napi::Function::New(env, release<PackedMatrix>));
 }
+
+void register_cuda_experts(CudaExports&) {}
 
 }  // namespace heddle::binding
