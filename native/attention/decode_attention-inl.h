@@ -14,7 +14,7 @@ HEDDLE_INLINE void pack_pages(const DecodeAttentionArgs& a, const AttentionUnit&
     float k_scale[kSub], v_scale[kSub];
     for (int j = 0; j < kSub; ++j) {
       const int64_t key = panel->key + sub * kSub + j;
-      k_at[j] = v_at[j] = -1;
+      k_at[j] = v_at[j] = kNoVector;
       k_scale[j] = v_scale[j] = 0.0f;
       if (key >= end) continue;
       const int64_t vector = (table[key / a.page_size] * int64_t{p.key_heads} + u.key_head) * a.page_size + key % a.page_size;

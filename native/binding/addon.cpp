@@ -92,6 +92,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   register_experts(env, exports);
   register_attention(env, exports);
   register_privacy(env, exports);
+  register_training(env, exports);
   return exports;
 }
 

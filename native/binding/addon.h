@@ -10,5 +10,6 @@ void register_moe(Napi::Env env, Napi::Object exports);
 void register_experts(Napi::Env env, Napi::Object exports);
 void register_attention(Napi::Env env, Napi::Object exports);
 void register_privacy(Napi::Env env, Napi::Object exports);
+void register_training(Napi::Env env, Napi::Object exports);
 
 }  // namespace heddle::binding

@@ -1,6 +1,8 @@
 import { attentionCases } from './attention/attention.ts';
 import { attentionBackwardCases } from './attention/attentionBackward.ts';
 import { decodeAttentionCases } from './attention/decodeAttention.ts';
+import { factorizedAttentionCases } from './attention/factorizedAttention.ts';
+import { factorizedAttentionBackwardCases } from './attention/factorizedAttentionBackward.ts';
 import { rotaryEmbeddingCases } from './attention/rotaryEmbedding.ts';
 import type { OpCase } from './case.ts';
 import { linearCases } from './linear.ts';
@@ -36,6 +38,8 @@ export const allCases: OpCase[] = [
   ...expertsBackwardCases,
   ...attentionCases,
   ...attentionBackwardCases,
+  ...factorizedAttentionCases,
+  ...factorizedAttentionBackwardCases,
   ...decodeAttentionCases,
   ...rotaryEmbeddingCases,
   ...normCases,
