@@ -126,9 +126,10 @@ struct TileCall {
   int64_t steps = 0;
   float* c = nullptr;
   bool accumulate = false;         // continue the chains in c (float types only)
-  const char* prefetch = nullptr;  // next panel, brought to L2 meanwhile
-  int64_t prefetch_stride = 0;     // bytes per step, so that the requests are spread evenly: a burst fills the
-                                   // line fill buffers and stalls the loads of this panel
+  bool resident = false;           // another tile has just brought this range of the panel to L1
+  const char* prefetch = nullptr;  // what is read after this range, brought to L2 meanwhile
+  int64_t prefetch_stride = 0;     // bytes per step, at most 64: a burst fills the line fill buffers and stalls the
+                                   // loads of this panel
   // Integer types.
   int64_t group_steps = 0;              // steps per scale group; 0: one group
   const float* b_scale = nullptr;       // int8 [32]; int4, float8 [groups][32]
