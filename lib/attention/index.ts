@@ -15,6 +15,25 @@ export {
   decodeAttention,
   decodeAttentionSync,
 } from './decodeAttention.ts';
+export {
+  type FactorizedAttentionForwardOptions,
+  type FactorizedAttentionResult,
+  factorizedAttention,
+  factorizedAttentionSync,
+} from './factorizedAttention.ts';
+export {
+  type FactorizedAttentionBackwardOptions,
+  type FactorizedAttentionGradients,
+  factorizedAttentionBackward,
+  factorizedAttentionBackwardSync,
+} from './factorizedAttentionBackward.ts';
+export type {
+  AttentionAxis,
+  ClassToken,
+  FactorizedAttentionOptions,
+  VideoStrides,
+} from './factorizedOptions.ts';
+export type { KeptTokens } from './keptTokens.ts';
 export { KVCache, type KVCacheOptions, type KVCacheType } from './kvCache.ts';
 export {
   type AttentionOptions,
@@ -29,3 +48,4 @@ export {
   rotaryEmbeddingSync,
 } from './rotaryEmbedding.ts';
 export type { RotaryScaling } from './rotaryFrequencies.ts';
+export * from './video/index.ts';

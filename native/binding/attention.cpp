@@ -3,6 +3,7 @@
 
 #include "attention/attention_backward.h"
 #include "attention/decode_attention.h"
+#include "attention/factorized_attention.h"
 #include "attention/rotary_embedding.h"
 #include "attention/stream_attention.h"
 
@@ -57,6 +58,7 @@ AttentionProblem attention_problem(Call& call) {
   p.key_ids = call.array<int32_t>();
   p.query_offsets = call.array<int32_t>();
   p.key_offsets = call.array<int32_t>();
+  p.set_contiguous_results();
   return p;
 }
 
@@ -148,6 +150,87 @@ Napi::Value rotary_embedding_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), rotary_embedding);
 }
 
+// In the order of lib/attention/factorizedLayout.ts.
+FactorizedProblem factorized_problem(Call& call) {
+  FactorizedProblem f;
+  const double* n = call.array<double>();
+  auto integer = [&] { return static_cast<int64_t>(*n++); };
+  auto integers = [&](int64_t* to, int count) {
+    for (int i = 0; i < count; ++i) to[i] = integer();
+  };
+  f.axis = static_cast<Axis>(integer());
+  f.batch = integer();
+  f.frames = integer();
+  f.patches = integer();
+  f.query_heads = static_cast<int32_t>(integer());
+  f.key_heads = static_cast<int32_t>(integer());
+  f.head_dim = static_cast<int32_t>(integer());
+  f.value_dim = static_cast<int32_t>(integer());
+  integers(f.query_stride, 5);
+  integers(f.key_stride, 5);
+  integers(f.value_stride, 5);
+  integers(f.output_stride, 5);
+  integers(f.class_query_stride, 2);
+  integers(f.class_key_stride, 2);
+  integers(f.class_value_stride, 2);
+  integers(f.class_output_stride, 2);
+  integers(f.bias_stride, 4);
+  integers(f.mask_stride, 4);
+  f.left = integer();
+  f.right = integer();
+  f.scale = static_cast<float>(*n++);
+  f.softcap = static_cast<float>(*n++);
+  f.uniform_empty = integer() != 0;
+  f.tokens = integer();
+  f.lse_batch = integer();
+  f.lse_head = integer();
+  f.type = call.dtype();
+  f.query = call.array<void>();
+  f.key = call.array<void>();
+  f.value = call.array<void>();
+  f.class_query = call.array<void>();
+  f.class_key = call.array<void>();
+  f.class_value = call.array<void>();
+  f.bias = call.array<void>();
+  f.bias_type = call.dtype();
+  f.alibi = call.array<float>();
+  f.sinks = call.array<float>();
+  f.mask = call.array<uint8_t>();
+  f.batch_offsets = call.array<int32_t>();
+  f.frame_offsets = call.array<int32_t>();
+  f.patch_offsets = call.array<int32_t>();
+  f.order = call.array<int32_t>();
+  return f;
+}
+
+Napi::Value factorized_attention_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  FactorizedAttentionArgs a;
+  a.problem = factorized_problem(call);
+  a.output = call.array<void>();
+  a.log_sum_exp = call.array<float>();
+  a.class_output = call.array<void>();
+  return call.submit(std::move(a), factorized_attention);
+}
+
+Napi::Value factorized_attention_backward_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  FactorizedAttentionBackwardArgs a;
+  a.problem = factorized_problem(call);
+  a.upstream = call.array<void>();
+  a.output = call.array<void>();
+  a.log_sum_exp = call.array<float>();
+  a.class_upstream = call.array<void>();
+  a.query_grad = call.array<void>();
+  a.key_grad = call.array<void>();
+  a.value_grad = call.array<void>();
+  a.bias_grad = call.array<float>();
+  a.class_query_grad = call.array<void>();
+  a.class_key_grad = call.array<void>();
+  a.class_value_grad = call.array<void>();
+  return call.submit(std::move(a), factorized_attention_backward);
+}
+
 }  // namespace
 
 void register_attention(Napi::Env env, Napi::Object exports) {
@@ -157,6 +240,8 @@ void register_attention(Napi::Env env, Napi::Object exports) {
   exports.Set("adviseHugePages", Napi::Function::New(env, advise_huge_pages));
   exports.Set("rotaryEmbedding", Napi::Function::New(env, rotary_embedding_call));
   exports.Set("attentionBackward", Napi::Function::New(env, attention_backward_call));
+  exports.Set("factorizedAttention", Napi::Function::New(env, factorized_attention_call));
+  exports.Set("factorizedAttentionBackward", Napi::Function::New(env, factorized_attention_backward_call));
 }
 
 }  // namespace heddle::binding

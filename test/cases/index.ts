@@ -1,6 +1,8 @@
 import { attentionCases } from './attention/attention.ts';
 import { attentionBackwardCases } from './attention/attentionBackward.ts';
 import { decodeAttentionCases } from './attention/decodeAttention.ts';
+import { factorizedAttentionCases } from './attention/factorizedAttention.ts';
+import { factorizedAttentionBackwardCases } from './attention/factorizedAttentionBackward.ts';
 import { rotaryEmbeddingCases } from './attention/rotaryEmbedding.ts';
 import type { OpCase } from './case.ts';
 import { linearCases } from './linear.ts';
@@ -15,6 +17,8 @@ import { routerLossCases } from './moe/routerLoss.ts';
 import { routeSinkhornCases } from './moe/routeSinkhorn.ts';
 import { routeTopKCases } from './moe/routeTopK.ts';
 import { routeTopKBackwardCases } from './moe/routeTopKBackward.ts';
+import { elementwiseCases } from './nn/elementwise.ts';
+import { normBackwardCases, normCases } from './nn/norm.ts';
 import { clippedGradientsCases } from './privacy/clippedGradients.ts';
 import { gaussianNoiseCases } from './privacy/gaussianNoise.ts';
 import { squaredNormsCases } from './privacy/perSampleSquaredNorms.ts';
@@ -34,8 +38,13 @@ export const allCases: OpCase[] = [
   ...expertsBackwardCases,
   ...attentionCases,
   ...attentionBackwardCases,
+  ...factorizedAttentionCases,
+  ...factorizedAttentionBackwardCases,
   ...decodeAttentionCases,
   ...rotaryEmbeddingCases,
+  ...normCases,
+  ...normBackwardCases,
+  ...elementwiseCases,
   ...squaredNormsCases,
   ...clippedGradientsCases,
   ...gaussianNoiseCases,

@@ -1,0 +1,396 @@
+import { type LinearActivation, linear, type PackedMatrix } from '../../gemm/linear.ts';
+import type { AsyncOpOptions } from '../../op.ts';
+import type { Tensor } from '../../tensor.ts';
+import { attention } from '../attention.ts';
+import { rotaryEmbedding } from '../rotaryEmbedding.ts';
+import type { ResolvedConfig } from './config.ts';
+import { addRows, type NormWeights, normRows, view } from './ops.ts';
+import { type Block, blocksOf, gatherRows, isRun, type TokenRows, uniformLength, type View } from './rows.ts';
+
+export interface Dense {
+  weight: PackedMatrix;
+  bias?: Tensor<'float32'>;
+}
+
+/** Query, key and value; with rotary positions keys and values are apart, because only keys are rotated. */
+export interface AttentionWeights {
+  query: Dense;
+  keyValue: Dense[];
+  output: Dense;
+}
+
+export interface AttentionStep {
+  kind: 'attention';
+  axis: 'joint' | 'time' | 'space';
+  norm: NormWeights;
+  weights: AttentionWeights;
+  /** TimeSformer's second projection of attention over time. */
+  projection?: Dense;
+  /** LongViViT: the update is scaled by tanh of this. */
+  gate?: number;
+}
+
+export interface MlpStep {
+  kind: 'mlp';
+  norm: NormWeights;
+  up: Dense;
+  down: Dense;
+}
+
+/** What a step keeps for its backward pass; rows in the order of the step's sequences. */
+export interface StepActivations {
+  kind: 'attention' | 'mlp';
+  axis?: 'joint' | 'time' | 'space';
+  /** The residual stream before the step, `[rows, hidden]`, in output order. */
+  input: Tensor<'float32'>;
+  /** Row of the stream of each row below, where the step reorders them. */
+  order?: Int32Array;
+  /** Where each sequence begins, and the end. */
+  offsets?: Int32Array;
+  /** `[rows, heads, head dim]`, rotated where the model rotates. */
+  query?: Tensor<'float32'>;
+  key?: Tensor<'float32'>;
+  value?: Tensor<'float32'>;
+  /** The attention's output before its projection, `[rows, heads, head dim]`. */
+  context?: Tensor<'float32'>;
+  /** `[heads, rows]`; `[sequences, heads, length]` where all sequences are as long. */
+  logSumExp?: Tensor<'float32'>;
+  /** The MLP's values after the activation, `[rows, intermediate]`. */
+  hidden?: Tensor<'float32'>;
+}
+
+/** What a stream of rows is computed with. */
+export interface Stream {
+  config: ResolvedConfig;
+  rows: TokenRows;
+  /** Columns of patches, for rotary positions. */
+  columns: number;
+  x: Float32Array;
+  /** Where updates are added; default: x. */
+  target?: Float32Array;
+  /** Buffer that the steps cut their operands from. */
+  scratch: Float32Array;
+  blockTokens: number;
+  options: AsyncOpOptions;
+  /** Where the running layer keeps its activations. */
+  keep?: StepActivations[];
+}
+
+/** float32 numbers of scratch that an attention step over a view takes. */
+export function attentionScratch(c: ResolvedConfig, v: View, blockTokens: number): number {
+  let most = 0;
+  for (const b of blocksOf(v, blockTokens)) {
+    const rows = b.end - b.begin;
+    const whole = rows <= blockTokens || v.sharedClass;
+    most = Math.max(most, whole ? 4 * rows : 2 * rows + 2 * blockTokens);
+  }
+  return most * c.hiddenSize;
+}
+
+export function mlpScratch(c: ResolvedConfig, rows: number, blockTokens: number): number {
+  return Math.min(rows, blockTokens) * (c.hiddenSize + c.intermediateSize);
+}
+
+/** Cuts buffers of the given lengths from one. */
+function cut(buffer: Float32Array, ...lengths: number[]): Float32Array[] {
+  let at = 0;
+  return lengths.map((n) => {
+    at += n;
+    return buffer.subarray(at - n, at);
+  });
+}
+
+async function dense(
+  s: Stream,
+  x: Float32Array,
+  rows: number,
+  w: Dense,
+  out: Float32Array,
+  activation?: LinearActivation,
+) {
+  const { inputs, outputs } = w.weight;
+  await linear(view(x, rows, inputs), w.weight, {
+    ...s.options,
+    bias: w.bias,
+    activation,
+    out: view(out, rows, outputs),
+  });
+}
+
+/** The rows of a block, normed, in `out`; `spare` is overwritten where they do not lie together. */
+async function normed(
+  s: Stream,
+  v: View,
+  begin: number,
+  end: number,
+  norm: NormWeights,
+  out: Float32Array,
+  spare: Float32Array,
+) {
+  const d = s.config.hiddenSize;
+  const rows = end - begin;
+  let source = spare;
+  if (isRun(v.order, begin, end)) {
+    const first = v.order[begin] * d;
+    source = s.x.subarray(first, first + rows * d);
+  } else gatherRows(s.x, d, v.order, begin, end, spare);
+  await normRows(source, rows, norm, s.config, out);
+}
+
+/** Adds the rows of a block to the stream; first rows of sequences with a shared class go to `classSum` instead. */
+async function addBlock(
+  s: Stream,
+  v: View,
+  b: { begin: number; end: number; first: number },
+  y: Float32Array,
+  gate: number | undefined,
+  classSum: ClassSums | undefined,
+) {
+  const d = s.config.hiddenSize;
+  const target = s.target ?? s.x;
+  if (classSum === undefined && isRun(v.order, b.begin, b.end)) {
+    const first = v.order[b.begin] * d;
+    const rows = b.end - b.begin;
+    return addRows(target.subarray(first, first + rows * d), y.subarray(0, rows * d), gate);
+  }
+  const scale = gate === undefined ? 1 : Math.tanh(gate);
+  let sequence = b.first;
+  for (let i = b.begin; i < b.end; i++) {
+    const from = (i - b.begin) * d;
+    while (v.offsets[sequence + 1] <= i) sequence++;
+    if (classSum !== undefined && i === v.offsets[sequence]) {
+      classSum.add(v.order[i], y.subarray(from, from + d));
+      continue;
+    }
+    const to = v.order[i] * d;
+    for (let j = 0; j < d; j++) target[to + j] += scale * y[from + j];
+  }
+}
+
+/** Sums of the updates that the copies of a class token received. */
+class ClassSums {
+  private readonly sums = new Map<number, { sum: Float64Array; count: number }>();
+
+  add(row: number, y: Float32Array): void {
+    const entry = this.sums.get(row) ?? { sum: new Float64Array(y.length), count: 0 };
+    this.sums.set(row, entry);
+    for (let j = 0; j < y.length; j++) entry.sum[j] += y[j];
+    entry.count++;
+  }
+
+  /** Adds the means to the stream. */
+  apply(s: Stream): void {
+    const d = s.config.hiddenSize;
+    for (const [row, { sum, count }] of this.sums) {
+      for (let j = 0; j < d; j++) s.x[row * d + j] += sum[j] / count;
+    }
+  }
+}
+
+/** Turns queries or keys by their tokens' time, row and column. */
+async function rotate(s: Stream, v: View, begin: number, end: number, x: Float32Array, out: Float32Array) {
+  const rows = end - begin;
+  const positions = new Int32Array(3 * rows);
+  for (let i = 0; i < rows; i++) {
+    const row = v.order[begin + i];
+    const n = s.rows.n[row];
+    positions[i] = s.rows.t[row];
+    positions[rows + i] = Math.floor(n / s.columns);
+    positions[2 * rows + i] = n % s.columns;
+  }
+  const { heads, hiddenSize } = s.config;
+  const dims = [1, rows, heads, hiddenSize / heads];
+  await rotaryEmbedding(view(x, ...dims), {
+    ...s.options,
+    positions: { type: 'int32', data: positions, dims: [3, 1, rows] },
+    axes: 3,
+    interleaved: true,
+    tiledAngles: true,
+    out: view(out, ...dims),
+  });
+}
+
+/** Keys and values of rows: where each begins and how far rows are apart. */
+interface KeyValue {
+  key: Float32Array;
+  value: Float32Array;
+  stride: number;
+}
+
+/** Keys and values of normed rows, written to rows `at` and on of `kv`. */
+async function keysAndValues(
+  s: Stream,
+  v: View,
+  begin: number,
+  end: number,
+  w: AttentionWeights,
+  h: Float32Array,
+  spare: Float32Array,
+  kv: KeyValue,
+  at: number,
+) {
+  const rows = end - begin;
+  if (w.keyValue.length === 1) return dense(s, h, rows, w.keyValue[0], kv.key.subarray(at * kv.stride));
+  await dense(s, h, rows, w.keyValue[0], spare);
+  await rotate(s, v, begin, end, spare, kv.key.subarray(at * kv.stride));
+  await dense(s, h, rows, w.keyValue[1], kv.value.subarray(at * kv.stride));
+}
+
+function keyValueIn(w: AttentionWeights, buffer: Float32Array, rows: number): KeyValue {
+  const width = w.query.weight.outputs;
+  return w.keyValue.length === 1
+    ? { key: buffer, value: buffer.subarray(width), stride: 2 * width }
+    : { key: buffer, value: buffer.subarray(rows * width), stride: width };
+}
+
+/**
+ * Attention of queries `[sequences, queries, …]` over keys `[sequences, keys, …]`, or of ragged sequences.
+ * @returns log-sum-exp when asked for
+ */
+async function attend(
+  s: Stream,
+  width: number,
+  q: Float32Array,
+  kv: KeyValue,
+  [sequences, queries, keys]: readonly [number, number, number],
+  segments: Int32Array | undefined,
+  out: Float32Array,
+  returnLogSumExp = false,
+) {
+  const { softcap } = s.config;
+  const dim = s.config.hiddenSize / s.config.heads;
+  const heads = width / dim;
+  const strides = [keys * kv.stride, kv.stride, dim, 1] as const;
+  const operand = (data: Float32Array) => ({
+    type: 'float32',
+    data,
+    dims: [sequences, keys, heads, dim],
+  });
+  const dims = [sequences, queries, heads, dim];
+  const result = await attention(view(q, ...dims), operand(kv.key), operand(kv.value), {
+    ...s.options,
+    softcap,
+    strides: { key: strides, value: strides },
+    segments: segments && { query: segments, key: segments },
+    returnLogSumExp,
+    out: returnLogSumExp ? undefined : { output: view(out, ...dims) },
+  });
+  if (returnLogSumExp) out.set(result.output.data as Float32Array);
+  return result.logSumExp;
+}
+
+/** A block of whole sequences. */
+async function shortBlock(s: Stream, v: View, b: Block, step: AttentionStep, sums: ClassSums | undefined) {
+  const d = s.config.hiddenSize;
+  const rows = b.end - b.begin;
+  const { weights: w } = step;
+  const size = rows * d;
+  const buffer = s.keep ? new Float32Array(4 * size) : s.scratch;
+  const width = w.query.weight.outputs;
+  let [h, q, both] = cut(buffer, size, size, 2 * rows * width);
+  await normed(s, v, b.begin, b.end, step.norm, h, q);
+  const kv = keyValueIn(w, both, rows);
+  await keysAndValues(s, v, b.begin, b.end, w, h, q, kv, 0);
+  await dense(s, h, rows, w.query, q);
+  if (w.keyValue.length > 1) {
+    await rotate(s, v, b.begin, b.end, q, h);
+    [h, q] = [q, h];
+  }
+  const length = uniformLength(v, b);
+  const segments = length > 0 ? undefined : v.offsets.slice(b.first, b.last + 1).map((o) => o - b.begin);
+  const shape = length > 0 ? ([b.last - b.first, length, length] as const) : ([1, rows, rows] as const);
+  const lse = await attend(s, w.query.weight.outputs, q, kv, shape, segments, h, s.keep !== undefined);
+  if (s.keep) {
+    const dim = d / s.config.heads;
+    const kept = (data: Float32Array) => view(data.slice(0, rows * width), rows, width / dim, dim);
+    const apart = w.keyValue.length > 1;
+    s.keep.push({
+      kind: 'attention',
+      axis: step.axis,
+      input: view(s.x.slice(), s.x.length / d, d),
+      order: isRun(v.order, 0, v.order.length) ? undefined : v.order,
+      offsets: v.offsets,
+      query: kept(q),
+      key: apart ? kept(kv.key) : kept(columns(both, rows, 2 * width, 0, width)),
+      value: apart ? kept(kv.value) : kept(columns(both, rows, 2 * width, width, width)),
+      context: kept(h),
+      logSumExp: lse,
+    });
+  }
+  await dense(s, h, rows, w.output, q);
+  if (step.projection) {
+    await dense(s, q, rows, step.projection, h);
+    q = h;
+  }
+  await addBlock(s, v, b, q, step.gate, sums);
+}
+
+/** Columns [from, from + count) of rows of `width`. */
+function columns(x: Float32Array, rows: number, width: number, from: number, count: number): Float32Array {
+  const out = new Float32Array(rows * count);
+  for (let r = 0; r < rows; r++) {
+    out.set(x.subarray(r * width + from, r * width + from + count), r * count);
+  }
+  return out;
+}
+
+/** One sequence longer than a block: all keys and values first, then the queries block by block. */
+async function longSequence(s: Stream, v: View, b: Block, step: AttentionStep) {
+  const d = s.config.hiddenSize;
+  const { weights: w } = step;
+  const length = b.end - b.begin;
+  const size = s.blockTokens * d;
+  const [first, second, both] = cut(s.scratch, size, size, 2 * length * d);
+  const kv = keyValueIn(w, both, length);
+  for (let begin = b.begin; begin < b.end; begin += s.blockTokens) {
+    const end = Math.min(begin + s.blockTokens, b.end);
+    await normed(s, v, begin, end, step.norm, first, second);
+    await keysAndValues(s, v, begin, end, w, first, second, kv, begin - b.begin);
+  }
+  for (let begin = b.begin; begin < b.end; begin += s.blockTokens) {
+    const end = Math.min(begin + s.blockTokens, b.end);
+    const rows = end - begin;
+    let [h, q] = [first, second];
+    await normed(s, v, begin, end, step.norm, h, q);
+    await dense(s, h, rows, w.query, q);
+    if (w.keyValue.length > 1) {
+      await rotate(s, v, begin, end, q, h);
+      [h, q] = [q, h];
+    }
+    await attend(s, w.query.weight.outputs, q, kv, [1, rows, length], undefined, h);
+    await dense(s, h, rows, w.output, q);
+    if (step.projection) {
+      await dense(s, q, rows, step.projection, h);
+      q = h;
+    }
+    await addBlock(s, v, { begin, end, first: b.first }, q, step.gate, undefined);
+  }
+}
+
+/** x += scale · MHA(norm x) within the sequences of a view. */
+export async function attentionStep(s: Stream, v: View, step: AttentionStep): Promise<void> {
+  const sums = v.sharedClass ? new ClassSums() : undefined;
+  const size = s.keep ? Number.POSITIVE_INFINITY : s.blockTokens;
+  for (const b of blocksOf(v, size)) {
+    if (b.end - b.begin <= size || sums !== undefined) await shortBlock(s, v, b, step, sums);
+    else await longSequence(s, v, b, step);
+  }
+  sums?.apply(s);
+}
+
+/** x += down(act(up(norm x))). */
+export async function mlpStep(s: Stream, step: MlpStep): Promise<void> {
+  const { hiddenSize: d, intermediateSize: f, activation } = s.config;
+  const total = s.x.length / d;
+  const size = s.keep ? Math.max(total, 1) : s.blockTokens;
+  for (let begin = 0; begin < total; begin += size) {
+    const rows = Math.min(size, total - begin);
+    const [h, hidden] = cut(s.keep ? new Float32Array(rows * (d + f)) : s.scratch, rows * d, rows * f);
+    const x = s.x.subarray(begin * d, (begin + rows) * d);
+    await normRows(x, rows, step.norm, s.config, h);
+    await dense(s, h, rows, step.up, hidden, activation);
+    s.keep?.push({ kind: 'mlp', input: view(x.slice(), rows, d), hidden: view(hidden.slice(), rows, f) });
+    await dense(s, hidden, rows, step.down, h);
+    await addRows(x, h, undefined);
+  }
+}
