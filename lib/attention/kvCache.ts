@@ -1,11 +1,13 @@
 import { nativeAddon } from '../backend.ts';
-import { decodeFloats, encodeFloats, type FloatType } from '../dtype.ts';
+import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { checkOptions, optionChoice, optionInteger } from '../op.ts';
 import { allocate, asTensor, makeTensor, type Tensor, type TensorLike, type TypedArray } from '../tensor.ts';
 import {
+  converted,
   type KVCacheType,
   type PageLayout,
+  type PagePools,
   pageLayout,
   readElement,
   writeFloats,
@@ -39,20 +41,6 @@ export interface KVCacheOptions {
    * sequence of any length needs `ceil((window + tokens of an append) / pageSize) + 1` pages. Positions go on counting.
    */
   window?: number;
-}
-
-/** What {@link decodeAttention} reads: the pools, laid out as kvLayout.ts says. */
-export interface PagePools {
-  readonly type: KVCacheType;
-  readonly keyHeads: number;
-  readonly headDim: number;
-  readonly valueDim: number;
-  readonly pageSize: number;
-  readonly keys: TypedArray;
-  readonly values: TypedArray;
-  /** `[page][head][slot]`, for int8 and int4. */
-  readonly keyScales: Float32Array | null;
-  readonly valueScales: Float32Array | null;
 }
 
 interface SequenceState {
@@ -387,7 +375,7 @@ export class KVCache {
       [this.#keyLayout, p.keys, p.keyScales, keys],
       [this.#valueLayout, p.values, p.valueScales, values],
     ] as const) {
-      const from = this.#converted(input);
+      const from = converted(input, this.type);
       const tokens = input.dims[0];
       let start = 0;
       for (let t = 0; t < tokens; t++) {
@@ -404,14 +392,6 @@ export class KVCache {
         }
       }
     }
-  }
-
-  /** Elements in the cache's floating type, or as float32 where integers are made of them. */
-  #converted(input: Tensor<FloatType>): TypedArray {
-    const wanted = this.type === 'int8' || this.type === 'int4' ? 'float32' : this.type;
-    if (input.type === wanted) return input.data;
-    const floats = input.type === 'float32' ? input.data : decodeFloats(input.data, input.type);
-    return wanted === 'float32' ? floats : encodeFloats(floats as Float32Array, wanted);
   }
 }
 

@@ -1,5 +1,5 @@
-import { DTYPE_CODE, type FloatType, readFloat } from '../dtype.ts';
-import type { TypedArray } from '../tensor.ts';
+import { DTYPE_CODE, decodeFloats, encodeFloats, type FloatType, readFloat } from '../dtype.ts';
+import type { Tensor, TypedArray } from '../tensor.ts';
 
 /** How a cache stores keys and values. `int8` and `int4` keep one float32 scale per token and head. */
 export type KVCacheType = FloatType | 'int8' | 'int4';
@@ -12,6 +12,20 @@ export const CACHE_CODE: Readonly<Record<KVCacheType, number>> = {
   int8: DTYPE_CODE.int8,
   int4: 16,
 };
+
+/** What a decode reads: the pools, laid out as {@link pageLayout} says. */
+export interface PagePools {
+  readonly type: KVCacheType;
+  readonly keyHeads: number;
+  readonly headDim: number;
+  readonly valueDim: number;
+  readonly pageSize: number;
+  readonly keys: TypedArray;
+  readonly values: TypedArray;
+  /** `[page][head][slot]`, for int8 and int4. */
+  readonly keyScales: Float32Array | null;
+  readonly valueScales: Float32Array | null;
+}
 
 /** Slots whose words stand beside each other in a pool of keys. */
 export const SLOT_BLOCK = 16;
@@ -49,7 +63,7 @@ export function pageLayout(type: KVCacheType, dim: number, pageSize: number, val
   return { type, dim, values, group, units, top, slots, words, size };
 }
 
-/** Array element of (slot, element 0), and the distances from it as `element = start + at(e)`. */
+/** Array element of element `e` of a slot, and whether it is the high nibble there. */
 function place(l: PageLayout, slot: number, e: number): { index: number; high: boolean } {
   const lane = l.values ? slot % l.group : e % l.group;
   const word = l.values
@@ -66,6 +80,15 @@ export function readElement(l: PageLayout, pool: TypedArray, base: number, slot:
     return (high ? byte >> 4 : byte & 15) - 8;
   }
   return readFloat(pool, CACHE_CODE[l.type], base + index);
+}
+
+/** Elements in the cache's floating type, or as float32 where integers are made of them. */
+export function converted(input: Tensor<FloatType>, type: KVCacheType): TypedArray {
+  const wanted = type === 'int8' || type === 'int4' ? 'float32' : type;
+  if (input.type === wanted) return input.data;
+  const floats =
+    input.type === 'float32' ? (input.data as Float32Array) : decodeFloats(input.data, input.type);
+  return wanted === 'float32' ? floats : encodeFloats(floats, wanted);
 }
 
 /** Copies a vector that already has the pool's floating type. */

@@ -159,6 +159,7 @@ HEDDLE_INLINE void merge_row(const DecodeAttentionArgs& a, int64_t batch, int64_
     if (x[0] == kNegInf && x[1] == 0.0f) continue;
     const double factor = reduce_max(exp2_lanes(set1(x[0] == kNegInf ? 0.0f : x[0] - shift)));
     total += x[1] * factor;
+    if (factor == 0) continue;  // what weighs nothing must not bring in an infinity
     for (int64_t c = 0; c < columns; ++c) sums[c] += x[kPartialHead + c] * factor;
   }
   if (sink > kNegInf) total += reduce_max(exp2_lanes(set1(sink - shift)));

@@ -156,11 +156,12 @@ static void add_parts(const StreamAttentionArgs& a, int64_t key_head, int64_t ro
       const double old = state[1] == 0 ? 0 : ::exp2(state[0] - shift);
       state[0] = shift;
       state[1] *= old;
-      for (int64_t c = 0; c < p.value_dim; ++c) sums[c] *= old;
+      for (int64_t c = 0; c < p.value_dim; ++c) sums[c] = old == 0 ? 0 : sums[c] * old;  // not Inf times 0
     } else if (x[0] != kNegInf) {
       factor = ::exp2(shift - state[0]);
     }
     state[1] += x[1] * factor;
+    if (factor == 0) continue;
     for (int64_t c = 0; c < p.value_dim; ++c) sums[c] += x[kPartialHead + c] * factor;
   }
 }

@@ -153,8 +153,9 @@ describe.each(everywhere)('streamAttention on $name', ({ options: backend, use }
   it('blocks of whole parts give the same bits whatever their size', async () => {
     use();
     const random = new Random(6);
-    const k = draw(random, [5000, 2, 16], 'float32');
-    const v = draw(random, [5000, 2, 16], 'float32');
+    const tokens = backend.backend === 'reference' ? 1300 : 5000;
+    const k = draw(random, [tokens, 2, 16], 'float32');
+    const v = draw(random, [tokens, 2, 16], 'float32');
     const q = draw(random, [2, 4, 16], 'float32');
     const run = (blockTokens?: number) =>
       streamAttention(q, { keys: k, values: v }, { ...backend, blockTokens });

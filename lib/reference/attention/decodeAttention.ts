@@ -46,8 +46,7 @@ export function decodeAttentionReference(...all: [...AttentionArguments, ...Deco
   const [batch, queries, , heads, keyHeads, dim, valueDim] = n;
   const group = heads / keyHeads;
   const own = [...args] as AttentionArguments;
-  const perHead = (x: Float32Array | null, h: number) =>
-    x?.subarray(h * group, (h + 1) * group) ?? null;
+  const perHead = (x: Float32Array | null, h: number) => x?.subarray(h * group, (h + 1) * group) ?? null;
   for (let b = 0; b < batch; b++) {
     const left = n[N.left];
     const first = left < 0 ? 0 : Math.max(0, lengths[b] - queries - left);

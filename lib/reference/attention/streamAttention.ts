@@ -52,7 +52,9 @@ export function streamAttentionReference(...all: [...AttentionArguments, ...Stre
         let p = 1;
         if (z > state[at]) {
           const factor = 2 ** (state[at] - z);
-          for (let c = 1; c < HEAD + valueDim; c++) if (c === 1 || c >= HEAD) state[at + c] *= factor;
+          state[at + 1] *= factor;
+          for (let c = at + HEAD; c < at + HEAD + valueDim; c++)
+            state[c] = factor === 0 ? 0 : state[c] * factor;
           state[at] = z;
         } else {
           p = z === -Infinity ? 0 : 2 ** (z - state[at]);

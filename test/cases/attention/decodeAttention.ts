@@ -160,7 +160,7 @@ function prepareShape(shape: DecodeShape, random: Random): PreparedCase {
 
 /** The first sequence's first key head, in a cache of its own: its bits do not depend on the others. */
 function firstHead(cache: KVCache, id: number, q: Tensor<FloatType>, shape: DecodeShape): CaseSlice {
-  const { heads, keyHeads, dim, cache: stored = 'float32', lengths } = shape;
+  const { heads, keyHeads, dim, lengths } = shape;
   const group = heads / keyHeads;
   const exact = new KVCache({ keyHeads: 1, headDim: dim, pages: Math.ceil(lengths[0] / 64) });
   const own = exact.create();
