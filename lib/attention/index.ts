@@ -34,6 +34,7 @@ export type {
   VideoStrides,
 } from './factorizedOptions.ts';
 export type { KeptTokens } from './keptTokens.ts';
+export type { BlockType, FileTensor, KeyValueBlock, KeyValueFile, KeyValueSource } from './keyValueSource.ts';
 export { KVCache, type KVCacheOptions, type KVCacheType } from './kvCache.ts';
 export {
   type AttentionOptions,
@@ -56,4 +57,9 @@ export {
   rotaryEmbeddingSync,
 } from './rotaryEmbedding.ts';
 export type { RotaryScaling } from './rotaryFrequencies.ts';
+export {
+  type StreamAttentionOptions,
+  type StreamAttentionResult,
+  streamAttention,
+} from './streamAttention.ts';
 export * from './video/index.ts';
