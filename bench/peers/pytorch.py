@@ -123,6 +123,22 @@ def experts_loop(tokens, experts, k, hidden, intermediate, type="float32"):
     return call
 
 
+@op
+def video_encoder(model, frames, type="float32"):
+    """VivitModel and TimesformerModel of base size with one layer, eval, scaled_dot_product_attention where they have it."""
+    import transformers
+
+    if model == "vivit":
+        config = transformers.VivitConfig(num_frames=frames, num_hidden_layers=1)
+        module = transformers.VivitModel(config, add_pooling_layer=False)
+    else:
+        config = transformers.TimesformerConfig(num_frames=frames, num_hidden_layers=1)
+        module = transformers.TimesformerModel(config)
+    module = module.eval().to(TYPES[type])
+    pixels = normals(1, frames, 3, 224, 224, type=type)
+    return lambda: module(pixels).last_hidden_state
+
+
 def sample(call, seconds):
     times, batch = [], 1
     end = time.perf_counter() + seconds

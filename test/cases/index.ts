@@ -4,6 +4,7 @@ import { decodeAttentionCases } from './attention/decodeAttention.ts';
 import { factorizedAttentionCases } from './attention/factorizedAttention.ts';
 import { factorizedAttentionBackwardCases } from './attention/factorizedAttentionBackward.ts';
 import { rotaryEmbeddingCases } from './attention/rotaryEmbedding.ts';
+import { videoEncoderCases } from './attention/videoEncoder.ts';
 import type { OpCase } from './case.ts';
 import { linearCases } from './linear.ts';
 import { combineCases } from './moe/combine.ts';
@@ -42,6 +43,7 @@ export const allCases: OpCase[] = [
   ...factorizedAttentionBackwardCases,
   ...decodeAttentionCases,
   ...rotaryEmbeddingCases,
+  ...videoEncoderCases,
   ...normCases,
   ...normBackwardCases,
   ...elementwiseCases,
