@@ -5,7 +5,11 @@ import type { AccountantOptions, EpsilonResult } from '../privacy/accountants/ep
 import { PrivacyLedger } from '../privacy/accountants/ledger.ts';
 import { keyArgument } from '../privacy/chacha20.ts';
 import { type ClipFactors, type ClipFactorsOptions, clipFactorsSync } from '../privacy/clipFactors.ts';
-import { type ClippedGradientsOptions, clippedGradients, clippedGradientsSync } from '../privacy/clippedGradients.ts';
+import {
+  type ClippedGradientsOptions,
+  clippedGradients,
+  clippedGradientsSync,
+} from '../privacy/clippedGradients.ts';
 import { addNoise, addNoiseSync, gaussianNoiseSync } from '../privacy/gaussianNoise.ts';
 import type { PrivateLayer } from '../privacy/layer.ts';
 import { perSampleSquaredNorms, perSampleSquaredNormsSync } from '../privacy/perSampleSquaredNorms.ts';
@@ -145,7 +149,8 @@ export class PrivateOptimizer {
 
   /** @throws HeddleError `ERR_ARGUMENT`, `ERR_OPTION`, `ERR_DTYPE`, `ERR_SHAPE` */
   constructor(options: PrivateOptimizerOptions) {
-    if (options === undefined) throw new HeddleError('ERR_ARGUMENT', 'PrivateOptimizer: options are required');
+    if (options === undefined)
+      throw new HeddleError('ERR_ARGUMENT', 'PrivateOptimizer: options are required');
     checkOptions(options, OPTIONS, 'PrivateOptimizer');
     this.#algorithm = checkAlgorithm(options.algorithm);
     this.learningRate = this.#algorithm.learningRate;
@@ -155,12 +160,16 @@ export class PrivateOptimizer {
     this.#key = options.key.slice();
     [this.#sampleRate, this.#expectedBatch] = checkSampler(options.sampler);
     this.#names = Object.keys(options.layers ?? {});
-    if (this.#names.length === 0) throw new HeddleError('ERR_ARGUMENT', 'layers: expected at least one layer');
+    if (this.#names.length === 0)
+      throw new HeddleError('ERR_ARGUMENT', 'layers: expected at least one layer');
     this.#frozen = new Set(options.frozen ?? []);
     const { mode, stability, gamma } = options;
     this.#clip = { maxNorm, mode, stability, gamma, grouping: groupsOf(options.grouping, this.#names) };
     // Refuses a bad mode, stability or gamma now.
-    clipFactorsSync(this.#names.map(() => new Float32Array(0)), this.#clip);
+    clipFactorsSync(
+      this.#names.map(() => new Float32Array(0)),
+      this.#clip,
+    );
     this.#scale = new LossScale(options.lossScale, this.#noiseMultiplier);
     this.#run = { backend: options.backend, threads: options.threads };
     let offset = optionInteger(options.noiseOffset ?? 0, 0, Number.MAX_SAFE_INTEGER, 'noiseOffset');
@@ -217,7 +226,8 @@ export class PrivateOptimizer {
     if (this.#broken) {
       throw new HeddleError('ERR_DISPOSED', `${name}: an earlier call failed half-way; load a saved state`);
     }
-    if (this.#busy) throw new HeddleError('ERR_ARGUMENT', `${name}: another call of this optimizer is running`);
+    if (this.#busy)
+      throw new HeddleError('ERR_ARGUMENT', `${name}: another call of this optimizer is running`);
     this.#busy = true;
   }
 
@@ -240,9 +250,14 @@ export class PrivateOptimizer {
     }
     const missing = this.#names.find((name) => !Object.hasOwn(layers, name));
     if (missing !== undefined) {
-      throw new HeddleError('ERR_ARGUMENT', `layers.${missing} is missing: every trained layer takes part in every batch`);
+      throw new HeddleError(
+        'ERR_ARGUMENT',
+        `layers.${missing} is missing: every trained layer takes part in every batch`,
+      );
     }
-    const unknown = Object.keys(layers).find((name) => !this.#names.includes(name) && !this.#frozen.has(name));
+    const unknown = Object.keys(layers).find(
+      (name) => !this.#names.includes(name) && !this.#frozen.has(name),
+    );
     if (unknown !== undefined) {
       throw new HeddleError(
         'ERR_ARGUMENT',
@@ -270,10 +285,16 @@ export class PrivateOptimizer {
       norms.push(squares.data.map((n) => n / this.#scale.value ** 2));
       if (squares.size !== norms[0].length) {
         const expected = `${norms[0].length} as layers.${names[0]}`;
-        throw new HeddleError('ERR_SHAPE', `layers.${name}: expected ${expected} samples, got ${squares.size}`);
+        throw new HeddleError(
+          'ERR_SHAPE',
+          `layers.${name}: expected ${expected} samples, got ${squares.size}`,
+        );
       }
       // Factors of zero: what the kernels would refuse is refused here, before any sum changes.
-      clippedGradientsSync(layers[name], new Float32Array(squares.size), { ...this.#run, out: this.#out(name) });
+      clippedGradientsSync(layers[name], new Float32Array(squares.size), {
+        ...this.#run,
+        out: this.#out(name),
+      });
     }
     const factors = clipFactorsSync(norms, this.#clip) as ClipFactors[];
     const unscaled = factors.map((f) => f.data.map((c) => c / this.#scale.value));
@@ -334,7 +355,12 @@ export class PrivateOptimizer {
       yield* optimizerUpdate(update, this.#run);
     }
     this.#moveScale();
-    const report = { step: number, samples: this.#samples, nonFinite: this.#nonFinite, lossScale: this.#scale.value };
+    const report = {
+      step: number,
+      samples: this.#samples,
+      nonFinite: this.#nonFinite,
+      lossScale: this.#scale.value,
+    };
     this.#steps++;
     this.#samples = 0;
     this.#nonFinite = 0;
@@ -347,7 +373,9 @@ export class PrivateOptimizer {
     const { countNoise } = this.#scale;
     if (countNoise === null) return;
     const noise = { key: this.#key, step: this.#steps, offset: this.#elements, stddev: countNoise };
-    this.#scale.update(this.#nonFinite + gaussianNoiseSync([1], { ...noise, backend: this.#run.backend }).data[0]);
+    this.#scale.update(
+      this.#nonFinite + gaussianNoiseSync([1], { ...noise, backend: this.#run.backend }).data[0],
+    );
   }
 
   /**
@@ -389,7 +417,13 @@ export class PrivateOptimizer {
     const { mode, stability, gamma, maxNorm, grouping } = this.#clip;
     return {
       algorithm,
-      clipping: { maxNorm, mode: mode ?? 'abadi', stability: stability ?? null, gamma: gamma ?? null, grouping },
+      clipping: {
+        maxNorm,
+        mode: mode ?? 'abadi',
+        stability: stability ?? null,
+        gamma: gamma ?? null,
+        grouping,
+      },
       noiseMultiplier: this.#noiseMultiplier,
       sampleRate: this.#sampleRate,
       expectedBatch: this.#expectedBatch,
@@ -405,7 +439,8 @@ export class PrivateOptimizer {
   state(): OptimizerState {
     this.#enter('state');
     this.#busy = false;
-    if (this.#open) throw new HeddleError('ERR_ARGUMENT', 'state: a batch is half accumulated; call step first');
+    if (this.#open)
+      throw new HeddleError('ERR_ARGUMENT', 'state: a batch is half accumulated; call step first');
     const progress = {
       steps: this.#steps,
       learningRate: this.learningRate,
@@ -465,7 +500,10 @@ function overlap(a: Float32Array, b: Float32Array): boolean {
 
 function checkSampler(sampler: PrivateOptimizerOptions['sampler']): [rate: number, expected: number] {
   if (sampler === null || typeof sampler !== 'object') {
-    throw new HeddleError('ERR_ARGUMENT', 'sampler: expected a PoissonSampler, or { sampleRate, expectedBatch }');
+    throw new HeddleError(
+      'ERR_ARGUMENT',
+      'sampler: expected a PoissonSampler, or { sampleRate, expectedBatch }',
+    );
   }
   const { sampleRate, expectedBatch, guarantee } = sampler;
   if (guarantee !== undefined && guarantee !== 'poisson') {
@@ -475,7 +513,10 @@ function checkSampler(sampler: PrivateOptimizerOptions['sampler']): [rate: numbe
     );
   }
   if (typeof sampleRate !== 'number' || !(sampleRate > 0 && sampleRate <= 1)) {
-    throw new HeddleError('ERR_OPTION', `sampler.sampleRate must be above 0 and at most 1, got ${String(sampleRate)}`);
+    throw new HeddleError(
+      'ERR_OPTION',
+      `sampler.sampleRate must be above 0 and at most 1, got ${String(sampleRate)}`,
+    );
   }
   const expected = optionNumber(expectedBatch ?? Number.NaN, 0, 0, 'sampler.expectedBatch');
   if (expected === 0) throw new HeddleError('ERR_OPTION', 'sampler.expectedBatch must be above 0');
@@ -486,7 +527,10 @@ function groupsOf(grouping: PrivateOptimizerOptions['grouping'], names: readonly
   if (grouping === undefined || grouping === 'flat') return names.map(() => 0);
   if (grouping === 'layer') return names.map((_, i) => i);
   if (grouping === null || typeof grouping !== 'object') {
-    throw new HeddleError('ERR_OPTION', `grouping must be flat, layer or a group number per layer, got ${String(grouping)}`);
+    throw new HeddleError(
+      'ERR_OPTION',
+      `grouping must be flat, layer or a group number per layer, got ${String(grouping)}`,
+    );
   }
   const unknown = Object.keys(grouping).find((name) => !names.includes(name));
   if (unknown !== undefined) throw new HeddleError('ERR_OPTION', `grouping.${unknown}: no such layer`);
