@@ -416,6 +416,7 @@ export class PrivateOptimizer {
     const { learningRate: _, ...algorithm } = this.#algorithm;
     const { mode, stability, gamma, maxNorm, grouping } = this.#clip;
     return {
+      parameters: this.#slots.map((s) => [s.layer, s.name, s.dims, s.offset]),
       algorithm,
       clipping: {
         maxNorm,
@@ -428,7 +429,6 @@ export class PrivateOptimizer {
       sampleRate: this.#sampleRate,
       expectedBatch: this.#expectedBatch,
       lossScale: { countNoise: this.#scale.countNoise, growthInterval: this.#scale.growthInterval },
-      parameters: this.#slots.map((s) => [s.layer, s.name, s.dims, s.offset]),
     };
   }
 
