@@ -5,7 +5,7 @@ import { openCheckpoint, openCheckpointSync } from '../checkpoint.ts';
 import { HeddleError } from '../errors.ts';
 import { PrivacyLedger, type SavedLedger } from '../privacy/accountants/ledger.ts';
 import { makeTensor, type Tensor } from '../tensor.ts';
-import type { Slot } from './privateOptimizer.ts';
+import type { Slot } from './optimizerOptions.ts';
 
 const FORMAT = 'heddle.privacy.optimizer';
 const VERSION = 1;
