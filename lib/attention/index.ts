@@ -43,6 +43,14 @@ export {
   type Strides,
 } from './options.ts';
 export {
+  type AttentionPooling,
+  type ClassPooling,
+  type MeanPooling,
+  type PoolTokensOptions,
+  poolTokens,
+  poolTokensSync,
+} from './poolTokens.ts';
+export {
   type RotaryEmbeddingOptions,
   rotaryEmbedding,
   rotaryEmbeddingSync,
