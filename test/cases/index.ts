@@ -23,6 +23,12 @@ import { normBackwardCases, normCases } from './nn/norm.ts';
 import { clippedGradientsCases } from './privacy/clippedGradients.ts';
 import { gaussianNoiseCases } from './privacy/gaussianNoise.ts';
 import { squaredNormsCases } from './privacy/perSampleSquaredNorms.ts';
+import { activationCases } from './training/activation.ts';
+import { convolutionCases } from './training/convolution.ts';
+import { crossEntropyCases } from './training/crossEntropy.ts';
+import { groupNormCases } from './training/groupNorm.ts';
+import { optimizerUpdateCases } from './training/optimizerUpdate.ts';
+import { poolingCases } from './training/pooling.ts';
 
 /** Every op's table. */
 export const allCases: OpCase[] = [
@@ -50,5 +56,11 @@ export const allCases: OpCase[] = [
   ...squaredNormsCases,
   ...clippedGradientsCases,
   ...gaussianNoiseCases,
+  ...activationCases,
+  ...convolutionCases,
+  ...crossEntropyCases,
+  ...groupNormCases,
+  ...optimizerUpdateCases,
+  ...poolingCases,
   ...expertsForwardBenchCases,
 ];
