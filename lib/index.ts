@@ -15,6 +15,14 @@ export {
   type ReadOptions,
   type TensorInfo,
 } from './checkpoint.ts';
+export {
+  type CudaMemory,
+  cudaMemory,
+  DeviceData,
+  type Location,
+  releaseCudaCache,
+  setCudaMemoryLimit,
+} from './device.ts';
 export { HeddleError, type HeddleErrorCode } from './errors.ts';
 export {
   type LinearActivation,

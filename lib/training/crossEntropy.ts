@@ -1,6 +1,13 @@
 import { runAsync, runSync, type Steps } from '../checkpoint/steps.ts';
 import { HeddleError } from '../errors.ts';
-import { type AsyncOpOptions, checkOptions, type Op, type OpOptions, optionChoice, optionNumber } from '../op.ts';
+import {
+  type AsyncOpOptions,
+  checkOptions,
+  type Op,
+  type OpOptions,
+  optionChoice,
+  optionNumber,
+} from '../op.ts';
 import { crossEntropyReference } from '../reference/training/crossEntropy.ts';
 import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import { float32, perform, product, zeros } from './ops/perform.ts';
@@ -28,7 +35,10 @@ const op: Op = {
   name: 'crossEntropy',
   reference: crossEntropyReference,
   invalid: (index, args) =>
-    new HeddleError('ERR_VALUE', `labels: element ${index} is ${args[3][index]}: expected -1 to ${args[1] - 1}`),
+    new HeddleError(
+      'ERR_VALUE',
+      `labels: element ${index} is ${args[3][index]}: expected -1 to ${args[1] - 1}`,
+    ),
 };
 
 function* run(
@@ -39,10 +49,14 @@ function* run(
   checkOptions(options, OPTIONS, 'crossEntropy');
   const x = float32(logits, 'logits');
   const y = asTensor(labels, 'labels', ['int32']);
-  if (x.dims.length < 2) throw new HeddleError('ERR_SHAPE', `logits: expected [B, …, classes], got [${x.dims.join(', ')}]`);
+  if (x.dims.length < 2)
+    throw new HeddleError('ERR_SHAPE', `logits: expected [B, …, classes], got [${x.dims.join(', ')}]`);
   const lead = x.dims.slice(0, -1);
   if (y.dims.length !== lead.length || y.dims.some((d, i) => d !== lead[i])) {
-    throw new HeddleError('ERR_SHAPE', `labels: expected [${lead.join(', ')}] as the logits, got [${y.dims.join(', ')}]`);
+    throw new HeddleError(
+      'ERR_SHAPE',
+      `labels: expected [${lead.join(', ')}] as the logits, got [${y.dims.join(', ')}]`,
+    );
   }
   const reduction = optionChoice(options?.reduction, ['mean', 'sum'], 'mean', 'reduction');
   const scale = optionNumber(options?.scale, 0, 1, 'scale');

@@ -8,6 +8,7 @@
 
 #include "binding/addon.h"
 #include "binding/call.h"
+#include "binding/cuda.h"
 
 namespace heddle::binding {
 namespace {
@@ -215,5 +216,7 @@ void register_attention(Napi::Env env, Napi::Object exports) {
   exports.Set("factorizedAttention", Napi::Function::New(env, factorized_attention_call));
   exports.Set("factorizedAttentionBackward", Napi::Function::New(env, factorized_attention_backward_call));
 }
+
+void register_cuda_attention(CudaExports&) {}
 
 }  // namespace heddle::binding

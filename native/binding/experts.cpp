@@ -5,6 +5,7 @@
 #include "attention/patch_embed.h"
 #include "binding/addon.h"
 #include "binding/call.h"
+#include "binding/cuda.h"
 #include "gemm/linear.h"
 #include "moe/experts.h"
 #include "moe/experts_backward.h"
@@ -270,5 +271,7 @@ void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("accountMatrix", Napi::Function::New(env, account<PackedMatrix>));
   exports.Set("releaseMatrix", Napi::Function::New(env, release<PackedMatrix>));
 }
+
+void register_cuda_experts(CudaExports&) {}
 
 }  // namespace heddle::binding

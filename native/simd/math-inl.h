@@ -116,16 +116,3 @@ HEDDLE_INLINE vf gelu_tanh(vf x) {
   const vf z = mul(set1(1.5957691216057308f), fma(mul(mul(x, x), x), set1(0.044715f), x));
   return mul(x, sigmoid(z));
 }
-
-// tanh(x); 2 ULP. Polynomial of Cephes below 0.625, 1 - 2 / (e^2|x| + 1) above; 1 beyond 9.1. NaN gives NaN.
-HEDDLE_INLINE vf tanh(vf x) {
-  const vf a = min(set1(9.1f), abs(x));
-  const vf z = mul(a, a);
-  vf p = fma(set1(-5.70498872745e-3f), z, set1(2.06390887954e-2f));
-  p = fma(p, z, set1(-5.37397155531e-2f));
-  p = fma(p, z, set1(1.33314422036e-1f));
-  p = fma(p, z, set1(-3.33332819422e-1f));
-  const vf small = fma(mul(x, z), p, x);
-  const vf large = sub(set1(1.0f), div(set1(2.0f), add(exp(add(a, a)), set1(1.0f))));
-  return select(lt(a, set1(0.625f)), small, select(lt(x, set1(0.0f)), neg(large), large));
-}

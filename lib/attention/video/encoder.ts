@@ -3,13 +3,14 @@ import { Checkpoint, openCheckpoint } from '../../checkpoint.ts';
 import { HeddleError } from '../../errors.ts';
 import { type AsyncOpOptions, checkOptions, optionChoice, optionInteger } from '../../op.ts';
 import { makeTensor, type Tensor, type TensorLike } from '../../tensor.ts';
+import { indexTokens, type KeptTokens } from '../keptTokens.ts';
 import { videoArchitecture } from './architectures.ts';
 import { ownTimeClass, type ResolvedConfig, resolveConfig, type VideoEncoderConfig } from './config.ts';
 import { forwardRows, type LayerActivations } from './forward.ts';
 import { checkpointReader, recordReader } from './load.ts';
 import { checkNormalization, type Frames, type Normalization, readFrames } from './pixels.ts';
 import { type ForwardPlan, planForward, viewsOf } from './plan.ts';
-import { type KeptTokens, layOutRows } from './rows.ts';
+import { layOutRows } from './rows.ts';
 import {
   ENCODER_OPTIONS,
   type EncoderParts,
@@ -18,17 +19,9 @@ import {
   WeightPacker,
 } from './weights.ts';
 
-/** Which tokens are kept; what `maskTokens` returns fits. */
-export interface VideoMask {
-  /** Kept tokens of each clip, packed: ascending indices t · N + n, int32. */
-  indices: TensorLike | Int32Array;
-  /** Where each clip's indices begin, and the end: int32 `[clips + 1]`. Default: as many for every clip. */
-  offsets?: TensorLike | Int32Array;
-}
-
 export interface VideoForwardOptions extends AsyncOpOptions {
-  /** Tokens to keep; the others are never computed. Default: all. */
-  mask?: VideoMask;
+  /** Tokens to keep, as `maskTokens` returns them; the others are never computed. Default: all. */
+  mask?: KeptTokens;
   /** Keeps what a backward pass through the last n layers needs; the layers before keep nothing. Default 0. */
   lastLayers?: number;
   /**
@@ -78,50 +71,22 @@ const NORMALIZATIONS: Readonly<Record<string, Normalization>> = {
   vjepa2: { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] },
 };
 
-function int32(value: TensorLike | Int32Array, name: string): Int32Array {
-  const data = value instanceof Int32Array ? value : value?.data;
-  if (!(data instanceof Int32Array)) throw new HeddleError('ERR_DTYPE', `${name}: expected int32`);
-  return data;
-}
-
 /** Checks a mask and cuts it into clips. */
-function keptTokens(mask: VideoMask | undefined, clips: number, tokens: number): KeptTokens | undefined {
+function keptTokens(mask: KeptTokens | undefined, f: Frames): Int32Array[] | undefined {
   if (mask === undefined) return undefined;
-  if (mask === null || typeof mask !== 'object' || mask.indices === undefined) {
-    throw new HeddleError('ERR_ARGUMENT', 'mask: expected what maskTokens returns');
-  }
-  const indices = int32(mask.indices, 'mask.indices');
-  let offsets: Int32Array;
-  if (mask.offsets !== undefined) offsets = int32(mask.offsets, 'mask.offsets');
-  else if (clips > 0 && indices.length % clips !== 0) {
+  const { batch } = indexTokens(mask, 'mask');
+  const clips = f.dims[0];
+  const [time, height, width] = f.grid;
+  if (batch !== clips || mask.frames !== time || mask.patches !== height * width) {
     throw new HeddleError(
       'ERR_SHAPE',
-      `mask.indices: ${indices.length} are not as many for each of ${clips} clips`,
-    );
-  } else
-    offsets = Int32Array.from({ length: clips + 1 }, (_, b) => (b * indices.length) / Math.max(clips, 1));
-  if (
-    offsets.length !== clips + 1 ||
-    offsets[0] !== 0 ||
-    offsets[clips] !== indices.length ||
-    offsets.some((o, i) => i > 0 && o < offsets[i - 1])
-  ) {
-    throw new HeddleError(
-      'ERR_VALUE',
-      `mask.offsets: expected ${clips + 1} offsets from 0 to ${indices.length} that do not decrease`,
+      `mask: expected ${clips} clips of ${time} frames of ${height * width} patches, ` +
+        `got ${batch} of ${mask.frames} of ${mask.patches}`,
     );
   }
   return Array.from({ length: clips }, (_, b) => {
-    const own = indices.subarray(offsets[b], offsets[b + 1]);
-    if (own.length === 0) throw new HeddleError('ERR_VALUE', `mask: clip ${b} keeps no token`);
-    for (let i = 0; i < own.length; i++) {
-      if (own[i] < 0 || own[i] >= tokens || (i > 0 && own[i] <= own[i - 1])) {
-        throw new HeddleError(
-          'ERR_VALUE',
-          `mask.indices[${offsets[b] + i}] is ${own[i]}: expected ascending indices below ${tokens}`,
-        );
-      }
-    }
+    const own = mask.indices.subarray(mask.batchOffsets[b], mask.batchOffsets[b + 1]);
+    if (own.length === 0) throw new HeddleError('ERR_VALUE', `mask keeps no token of clip ${b}`);
     return own;
   });
 }
@@ -253,7 +218,7 @@ export class VideoEncoder {
     const lastLayers = optionInteger(options.lastLayers ?? 0, 0, layers, 'lastLayers');
     const [time, height, width] = read.grid;
     const patches = height * width;
-    const kept = keptTokens(options.mask, read.dims[0], time * patches);
+    const kept = keptTokens(options.mask, read);
     const rows = layOutRows(c, read.dims[0], time, patches, kept);
     const views = viewsOf(c, rows);
     return { read, rows, views, blockTokens, lastLayers, plan: planForward(c, rows, views, blockTokens) };

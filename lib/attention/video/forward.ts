@@ -113,7 +113,7 @@ async function normAll(r: ForwardRun, x: Float32Array, norm: NormWeights): Promi
   const size = r.blockTokens * d;
   for (let at = 0; at < x.length; at += size) {
     const block = x.subarray(at, Math.min(at + size, x.length));
-    await normRows(block, block.length / d, norm, r.config, block);
+    await normRows(block, block.length / d, norm, r.config, block, r.options);
   }
 }
 

@@ -1,4 +1,7 @@
 /** Row-wise steps between products, on float32 buffers. */
+import { addResidual } from '../../nn/addResidual.ts';
+import { layerNorm } from '../../nn/norm.ts';
+import type { AsyncOpOptions } from '../../op.ts';
 import { makeTensor, type Tensor } from '../../tensor.ts';
 import type { ResolvedConfig } from './config.ts';
 
@@ -20,25 +23,28 @@ export async function normRows(
   norm: NormWeights,
   c: ResolvedConfig,
   out: Float32Array,
+  options: AsyncOpOptions,
 ): Promise<void> {
-  const d = c.hiddenSize;
-  const offset = c.unitOffset ? 1 : 0;
-  for (let r = 0; r < rows; r++) {
-    const at = r * d;
-    let mean = 0;
-    for (let j = 0; j < d; j++) mean += x[at + j];
-    mean /= d;
-    let variance = 0;
-    for (let j = 0; j < d; j++) variance += (x[at + j] - mean) ** 2;
-    const inverse = 1 / Math.sqrt(variance / d + c.layerNormEpsilon);
-    for (let j = 0; j < d; j++) {
-      out[at + j] = (x[at + j] - mean) * inverse * (norm.weight.data[j] + offset) + norm.bias.data[j];
-    }
-  }
+  const dims = [rows, c.hiddenSize] as const;
+  await layerNorm(view(x, ...dims), {
+    ...options,
+    weight: norm.weight,
+    bias: norm.bias,
+    epsilon: c.layerNormEpsilon,
+    unitOffset: c.unitOffset,
+    out: { output: view(out, ...dims) },
+  });
 }
 
 /** x += tanh(gate) · y; without a gate x += y. */
-export async function addRows(x: Float32Array, y: Float32Array, gate: number | undefined): Promise<void> {
-  const scale = gate === undefined ? 1 : Math.tanh(gate);
-  for (let i = 0; i < x.length; i++) x[i] += scale * y[i];
+export async function addRows(
+  x: Float32Array,
+  y: Float32Array,
+  width: number,
+  gate: number | undefined,
+  options: AsyncOpOptions,
+): Promise<void> {
+  const rows = x.length / width;
+  const stream = view(x, rows, width);
+  await addResidual(stream, view(y, rows, width), { ...options, gate, out: stream });
 }

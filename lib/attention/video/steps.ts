@@ -5,7 +5,16 @@ import { attention } from '../attention.ts';
 import { rotaryEmbedding } from '../rotaryEmbedding.ts';
 import type { ResolvedConfig } from './config.ts';
 import { addRows, type NormWeights, normRows, view } from './ops.ts';
-import { type Block, blocksOf, gatherRows, isRun, type TokenRows, uniformLength, type View } from './rows.ts';
+import {
+  type Block,
+  blocksOf,
+  gatherRows,
+  isRun,
+  scatterRows,
+  type TokenRows,
+  uniformLength,
+  type View,
+} from './rows.ts';
 
 export interface Dense {
   weight: PackedMatrix;
@@ -134,36 +143,37 @@ async function normed(
     const first = v.order[begin] * d;
     source = s.x.subarray(first, first + rows * d);
   } else gatherRows(s.x, d, v.order, begin, end, spare);
-  await normRows(source, rows, norm, s.config, out);
+  await normRows(source, rows, norm, s.config, out, s.options);
 }
 
-/** Adds the rows of a block to the stream; first rows of sequences with a shared class go to `classSum` instead. */
+/**
+ * Adds the rows of a block to the stream; first rows of sequences with a shared class go to `classSum` instead. `spare`
+ * is overwritten where the rows do not lie together.
+ */
 async function addBlock(
   s: Stream,
   v: View,
   b: { begin: number; end: number; first: number },
   y: Float32Array,
+  spare: Float32Array,
   gate: number | undefined,
   classSum: ClassSums | undefined,
 ) {
   const d = s.config.hiddenSize;
+  const rows = b.end - b.begin;
   const target = s.target ?? s.x;
   if (classSum === undefined && isRun(v.order, b.begin, b.end)) {
     const first = v.order[b.begin] * d;
-    const rows = b.end - b.begin;
-    return addRows(target.subarray(first, first + rows * d), y.subarray(0, rows * d), gate);
+    return addRows(target.subarray(first, first + rows * d), y, d, gate, s.options);
   }
-  const scale = gate === undefined ? 1 : Math.tanh(gate);
-  let sequence = b.first;
-  for (let i = b.begin; i < b.end; i++) {
-    const from = (i - b.begin) * d;
-    while (v.offsets[sequence + 1] <= i) sequence++;
-    if (classSum !== undefined && i === v.offsets[sequence]) {
-      classSum.add(v.order[i], y.subarray(from, from + d));
-      continue;
-    }
-    const to = v.order[i] * d;
-    for (let j = 0; j < d; j++) target[to + j] += scale * y[from + j];
+  gatherRows(target, d, v.order, b.begin, b.end, spare);
+  await addRows(spare.subarray(0, rows * d), y, d, gate, s.options);
+  if (classSum === undefined) return scatterRows(spare, d, v.order, b.begin, b.end, b.begin, target);
+  for (let g = b.first; g + 1 < v.offsets.length && v.offsets[g] < b.end; g++) {
+    const begin = v.offsets[g];
+    const from = (begin - b.begin) * d;
+    classSum.add(v.order[begin], y.subarray(from, from + d));
+    scatterRows(spare, d, v.order, begin + 1, v.offsets[g + 1], b.begin, target);
   }
 }
 
@@ -320,9 +330,9 @@ async function shortBlock(s: Stream, v: View, b: Block, step: AttentionStep, sum
   await dense(s, h, rows, w.output, q);
   if (step.projection) {
     await dense(s, q, rows, step.projection, h);
-    q = h;
+    [h, q] = [q, h];
   }
-  await addBlock(s, v, b, q, step.gate, sums);
+  await addBlock(s, v, b, q, h, step.gate, sums);
 }
 
 /** Columns [from, from + count) of rows of `width`. */
@@ -361,9 +371,9 @@ async function longSequence(s: Stream, v: View, b: Block, step: AttentionStep) {
     await dense(s, h, rows, w.output, q);
     if (step.projection) {
       await dense(s, q, rows, step.projection, h);
-      q = h;
+      [h, q] = [q, h];
     }
-    await addBlock(s, v, { begin, end, first: b.first }, q, step.gate, undefined);
+    await addBlock(s, v, { begin, end, first: b.first }, q, h, step.gate, undefined);
   }
 }
 
@@ -387,10 +397,10 @@ export async function mlpStep(s: Stream, step: MlpStep): Promise<void> {
     const rows = Math.min(size, total - begin);
     const [h, hidden] = cut(s.keep ? new Float32Array(rows * (d + f)) : s.scratch, rows * d, rows * f);
     const x = s.x.subarray(begin * d, (begin + rows) * d);
-    await normRows(x, rows, step.norm, s.config, h);
+    await normRows(x, rows, step.norm, s.config, h, s.options);
     await dense(s, h, rows, step.up, hidden, activation);
     s.keep?.push({ kind: 'mlp', input: view(x.slice(), rows, d), hidden: view(hidden.slice(), rows, f) });
     await dense(s, hidden, rows, step.down, h);
-    await addRows(x, h, undefined);
+    await addRows(x, h, d, undefined, s.options);
   }
 }

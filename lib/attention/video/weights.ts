@@ -1,7 +1,7 @@
 import type { BackendName } from '../../backend.ts';
 import { decodeFloats, type FloatType } from '../../dtype.ts';
 import { HeddleError } from '../../errors.ts';
-import { FLOAT_TYPES, packMatrix } from '../../gemm/linear.ts';
+import { packMatrix } from '../../gemm/linear.ts';
 import { type AsyncOpOptions, optionChoice } from '../../op.ts';
 import { makeTensor, type Tensor } from '../../tensor.ts';
 import { type ResolvedConfig, tensorShapes } from './config.ts';

@@ -1,5 +1,4 @@
-import { gelu, geluTanh } from '../gemm/activation.ts';
-import { erf } from '../gemm/activation.ts';
+import { erf, gelu, geluTanh } from '../gemm/activation.ts';
 
 /** In the order of native/training/activation.h. */
 export const ELEMENTWISE = [

@@ -14,11 +14,7 @@ function visit(
   const volume = (d: number[]) => d[0] * d[1] * d[2];
   const [plane, places, taps] = [size, out, kernel].map(volume);
   const [c, p] = [inChannels / groups, outChannels / groups];
-  const at = (i: number, d: number[]) => [
-    Math.floor(i / d[2] / d[1]),
-    Math.floor(i / d[2]) % d[1],
-    i % d[2],
-  ];
+  const at = (i: number, d: number[]) => [Math.floor(i / d[2] / d[1]), Math.floor(i / d[2]) % d[1], i % d[2]];
   for (let o = 0; o < samples * outChannels; o++) {
     const sample = Math.floor(o / outChannels);
     const group = Math.floor((o % outChannels) / p);

@@ -6,7 +6,14 @@ import { checkOptions, optionInteger } from '../../op.ts';
 import { makeTensor, type Tensor } from '../../tensor.ts';
 import { elementwise } from '../ops/activation.ts';
 import type { RunOptions } from '../ops/perform.ts';
-import { type Backward, Block, type BlockInput, checkInput, type Forward, type LayerParameters } from './block.ts';
+import {
+  type Backward,
+  Block,
+  type BlockInput,
+  checkInput,
+  type Forward,
+  type LayerParameters,
+} from './block.ts';
 import { Linear } from './linear.ts';
 
 const OPTIONS: ReadonlySet<string> = new Set(['causal', 'bias']);
@@ -57,7 +64,12 @@ export class SelfAttention extends Block {
     const out = yield* parts.output.run(as(mixed.output, x.dims), `${name}output.`, options);
     const backward: Backward = function* (g, recorder, wantInput) {
       const inner = (yield* out.backward(g, recorder, true)) as Tensor<'float32'>;
-      const kept = { ...recorder.options, causal, output: mixed.output, logSumExp: mixed.logSumExp as Tensor };
+      const kept = {
+        ...recorder.options,
+        causal,
+        output: mixed.output,
+        logSumExp: mixed.logSumExp as Tensor,
+      };
       const gradients = yield* step(
         () => attentionBackwardSync(as(inner, split), ...qkv, kept),
         () => attentionBackward(as(inner, split), ...qkv, kept),

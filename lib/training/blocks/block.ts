@@ -110,7 +110,8 @@ export abstract class Block {
           continue;
         }
         const words = chacha20Blocks(key, 0, nonce, Math.ceil(data.length / 16));
-        for (let i = 0; i < data.length; i++) data[i] = initial.range * (2 * ((words[i] + 0.5) / 2 ** 32) - 1);
+        for (let i = 0; i < data.length; i++)
+          data[i] = initial.range * (2 * ((words[i] + 0.5) / 2 ** 32) - 1);
       }
     }
     return this;

@@ -1,10 +1,23 @@
 import type { Steps } from '../../checkpoint/steps.ts';
 import { HeddleError } from '../../errors.ts';
 import { checkOptions, optionInteger } from '../../op.ts';
-import { type ConvolutionShape, convolution, convolutionInputGradient, outputSize } from '../ops/convolution.ts';
+import {
+  type ConvolutionShape,
+  convolution,
+  convolutionInputGradient,
+  outputSize,
+} from '../ops/convolution.ts';
 import { product, type RunOptions, zeros } from '../ops/perform.ts';
 import { type PoolingShape, pooling, poolingBackward } from '../ops/pooling.ts';
-import { anySeed, type Backward, Block, type BlockInput, checkInput, type Forward, type LayerParameters } from './block.ts';
+import {
+  anySeed,
+  type Backward,
+  Block,
+  type BlockInput,
+  checkInput,
+  type Forward,
+  type LayerParameters,
+} from './block.ts';
 import { layerName } from './linear.ts';
 
 /** One number for all axes, or one per axis. */
@@ -30,7 +43,12 @@ function places(
   const fits = x.dims.length === kernel.length + 2 && (channels === null || x.dims[1] === channels);
   checkInput(x, name, fits, `[B, ${channels ?? 'C'}, ${kernel.map(() => 'size').join(', ')}]`);
   const out = x.dims.slice(2).map((n, i) => outputSize(n, kernel[i], stride[i], padding[i], dilation?.[i]));
-  checkInput(x, name, out.every((n) => n >= 1), `a size that the kernel [${kernel.join(', ')}] fits in`);
+  checkInput(
+    x,
+    name,
+    out.every((n) => n >= 1),
+    `a size that the kernel [${kernel.join(', ')}] fits in`,
+  );
   const padded = x.dims[1] * product(x.dims.slice(2).map((n, i) => n + 2 * padding[i]));
   checkInput(x, name, padded < 2 ** 31, 'fewer than 2^31 padded elements per sample');
   return out;
@@ -164,7 +182,15 @@ abstract class Pool extends Block {
     const outSize = places(input, name, null, this);
     const x = checkInput(input, name, true, '');
     const [samples, channels, ...size] = x.dims;
-    const shape: PoolingShape = { average, planes: samples * channels, size, outSize, kernel, stride, padding };
+    const shape: PoolingShape = {
+      average,
+      planes: samples * channels,
+      size,
+      outSize,
+      kernel,
+      stride,
+      padding,
+    };
     const { output, index } = yield* pooling(x, shape, options);
     const backward: Backward = function* (g, recorder) {
       return yield* poolingBackward(g, index, shape, recorder.options);

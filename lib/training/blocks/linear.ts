@@ -5,7 +5,15 @@ import { checkOptions, optionInteger } from '../../op.ts';
 import { makeTensor, type Tensor } from '../../tensor.ts';
 import type { RunOptions } from '../ops/perform.ts';
 import { zeros } from '../ops/perform.ts';
-import { anySeed, type Backward, Block, type BlockInput, checkInput, type Forward, type LayerParameters } from './block.ts';
+import {
+  anySeed,
+  type Backward,
+  Block,
+  type BlockInput,
+  checkInput,
+  type Forward,
+  type LayerParameters,
+} from './block.ts';
 
 const BIAS: ReadonlySet<string> = new Set(['bias']);
 

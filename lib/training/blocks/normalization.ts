@@ -5,7 +5,14 @@ import type { PrivateLayer } from '../../privacy/layer.ts';
 import type { Tensor } from '../../tensor.ts';
 import { type NormalizeShape, normalize, normalizeBackward } from '../ops/normalize.ts';
 import { product, type RunOptions, zeros } from '../ops/perform.ts';
-import { type Backward, Block, type BlockInput, checkInput, type Forward, type LayerParameters } from './block.ts';
+import {
+  type Backward,
+  Block,
+  type BlockInput,
+  checkInput,
+  type Forward,
+  type LayerParameters,
+} from './block.ts';
 import { layerName } from './linear.ts';
 
 const OPTIONS: ReadonlySet<string> = new Set(['epsilon', 'bias']);
@@ -24,7 +31,9 @@ abstract class Norm extends Block {
     super();
     optionInteger(width, 1, 2 ** 31 - 1, kind === 'group-norm' ? 'channels' : 'dim');
     this.epsilon = optionNumber(epsilon, 0, 1e-5, 'epsilon');
-    this.layers = { '': bias ? { weight: zeros([width]), bias: zeros([width]) } : { weight: zeros([width]) } };
+    this.layers = {
+      '': bias ? { weight: zeros([width]), bias: zeros([width]) } : { weight: zeros([width]) },
+    };
     this.initialize(0);
   }
 
@@ -97,6 +106,13 @@ export class GroupNorm extends Norm {
   protected shape(x: BlockInput, name: string): NormalizeShape {
     const { width: channels, groups, epsilon } = this;
     checkInput(x, name, x.dims.length >= 2 && x.dims[1] === channels, `[B, ${channels}, …]`);
-    return { samples: x.dims[0], channels, spatial: product(x.dims.slice(2)), groups, centered: true, epsilon };
+    return {
+      samples: x.dims[0],
+      channels,
+      spatial: product(x.dims.slice(2)),
+      groups,
+      centered: true,
+      epsilon,
+    };
   }
 }

@@ -2,7 +2,14 @@ import type { Steps } from '../../checkpoint/steps.ts';
 import { HeddleError } from '../../errors.ts';
 import { elementwise } from '../ops/activation.ts';
 import type { RunOptions } from '../ops/perform.ts';
-import { type Backward, Block, type BlockInput, checkInput, type Forward, type LayerParameters } from './block.ts';
+import {
+  type Backward,
+  Block,
+  type BlockInput,
+  checkInput,
+  type Forward,
+  type LayerParameters,
+} from './block.ts';
 
 /**
  * Blocks one after another. A list names its layers '0', '1', …, as PyTorch does; an object by its keys; nested ones
@@ -26,7 +33,8 @@ export class Sequential extends Block {
     this.blocks = { ...blocks } as Record<string, Block>;
     const layers: Record<string, LayerParameters> = {};
     for (const [name, block] of Object.entries(this.blocks)) {
-      if (!(block instanceof Block)) throw new HeddleError('ERR_ARGUMENT', `blocks.${name}: expected a block`);
+      if (!(block instanceof Block))
+        throw new HeddleError('ERR_ARGUMENT', `blocks.${name}: expected a block`);
       if (name.includes('.')) throw new HeddleError('ERR_ARGUMENT', `blocks.${name}: a name has no dot`);
       for (const [layer, parameters] of Object.entries(block.layers)) layers[join(name, layer)] = parameters;
     }
@@ -77,7 +85,12 @@ export class Residual extends Block {
   *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
     const x = checkInput(input, name, true, '');
     const { output: inner, backward: way } = yield* this.block.run(x, name, options);
-    checkInput(inner, name, inner.dims.join() === x.dims.join(), `[${x.dims.join(', ')}] from the block, as it read`);
+    checkInput(
+      inner,
+      name,
+      inner.dims.join() === x.dims.join(),
+      `[${x.dims.join(', ')}] from the block, as it read`,
+    );
     const output = yield* elementwise('add', x, inner, options);
     const backward: Backward = function* (g, recorder, wantInput) {
       const through = yield* way(g, recorder, wantInput);

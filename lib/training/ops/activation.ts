@@ -18,5 +18,10 @@ export function* elementwise(
   options?: RunOptions,
 ): Steps<Tensor<'float32'>> {
   const out = zeros(x.dims);
-  return yield* perform(op, [ELEMENTWISE.indexOf(kind), x.size, x.data, y?.data ?? null, out.data], out, options);
+  return yield* perform(
+    op,
+    [ELEMENTWISE.indexOf(kind), x.size, x.data, y?.data ?? null, out.data],
+    out,
+    options,
+  );
 }

@@ -36,7 +36,10 @@ export function outputSize(
 }
 
 function numbers(s: ConvolutionShape): unknown[] {
-  const three = (list: readonly number[], fill: number) => [...new Array(3 - list.length).fill(fill), ...list];
+  const three = (list: readonly number[], fill: number) => [
+    ...new Array(3 - list.length).fill(fill),
+    ...list,
+  ];
   const geometry = Int32Array.of(
     ...three(s.size, 1),
     ...three(s.outSize, 1),

@@ -33,12 +33,7 @@ export function* pooling(
 ): Steps<{ output: Tensor<'float32'>; index: Int32Array | null }> {
   const output = zeros([...x.dims.slice(0, 2), ...shape.outSize]);
   const index = shape.average ? null : new Int32Array(output.size);
-  return yield* perform(
-    forward,
-    [...numbers(shape), x.data, output.data, index],
-    { output, index },
-    options,
-  );
+  return yield* perform(forward, [...numbers(shape), x.data, output.data, index], { output, index }, options);
 }
 
 /** Gradient of {@link pooling} by x. */

@@ -2,13 +2,15 @@ import {
   clippedGradients,
   clippedGradientsSync,
   type LayerGradients,
+  type LoraGradients,
 } from '../../../lib/privacy/clippedGradients.ts';
 import type { Tensor } from '../../../lib/tensor.ts';
 import type { OpCase } from '../case.ts';
-import { asLinear, benchShapes, type LayerShape, layerShapes, makeLayer } from './layers.ts';
+import { benchShapes, layerShapes } from './layerShapes.ts';
+import { asLinear, type LayerShape, makeLayer, samplesOf, sizes } from './layers.ts';
 
-function outputs(g: LayerGradients): Tensor[] {
-  return (g.bias === undefined ? [g.weight] : [g.weight, g.bias]) as Tensor[];
+function outputs(g: LayerGradients | LoraGradients): Tensor[] {
+  return Object.values(g);
 }
 
 function work(shape: LayerShape): { flops?: number; bytes?: number } {
@@ -17,7 +19,12 @@ function work(shape: LayerShape): { flops?: number; bytes?: number } {
     return { flops: 2 * samples * places * inputs * outputs * groups };
   }
   const rows = shape.lead.reduce((a, b) => a * b, 1);
-  if (shape.kind === 'linear') return { flops: 2 * rows * (shape.inputs ?? 0) * (shape.outputs ?? 0) };
+  const d = shape.inputs ?? 0;
+  const p = shape.outputs ?? 0;
+  if (shape.kind === 'linear' || shape.kind === 'experts') return { flops: 2 * rows * d * p };
+  if (shape.kind === 'lora')
+    return { flops: 4 * rows * (d + p) * (shape.rank ?? 0), bytes: 4 * rows * (d + p) };
+  if (shape.kind === 'tied-embedding') return { flops: 2 * rows * d * (shape.numEmbeddings ?? 0) };
   return { bytes: 4 * rows * (shape.outputs ?? 1) * (shape.kind === 'embedding' ? 1 : 2) };
 }
 
@@ -25,16 +32,16 @@ function caseOf(shape: LayerShape): OpCase {
   return {
     family: 'privacy',
     op: 'clippedGradients',
-    name: `${shape.name} [${shape.lead.join(', ')}] d=${shape.inputs ?? '-'} p=${shape.outputs ?? '-'}`,
+    name: `${shape.name} [${shape.lead.join(', ')}] ${sizes(shape)}`,
     tolerance: 2e-6,
     ...work(shape),
-    items: { unit: 'sample', count: shape.lead[0] },
+    items: { unit: 'sample', count: samplesOf(shape) },
     bench: shape.bench,
     verify: !shape.bench,
     prepare(random) {
       const layer = makeLayer(shape, random);
       // Every third sample is left out, as a non-finite one would be.
-      const factors = Float32Array.from({ length: shape.lead[0] }, (_, i) =>
+      const factors = Float32Array.from({ length: samplesOf(shape) }, (_, i) =>
         i % 3 === 2 ? 0 : 0.1 + random.uniform(),
       );
       if (shape.bench) factors.fill(0.5);

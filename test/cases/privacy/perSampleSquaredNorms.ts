@@ -4,7 +4,8 @@ import {
   type SquaredNormsOptions,
 } from '../../../lib/privacy/perSampleSquaredNorms.ts';
 import type { OpCase } from '../case.ts';
-import { asLinear, benchShapes, type LayerShape, layerShapes, makeLayer } from './layers.ts';
+import { benchShapes, layerShapes } from './layerShapes.ts';
+import { asLinear, type LayerShape, makeLayer, samplesOf, sizes } from './layers.ts';
 
 function work(s: LayerShape, method: SquaredNormsOptions['method']): { flops?: number; bytes?: number } {
   if (s.conv !== undefined) {
@@ -16,6 +17,10 @@ function work(s: LayerShape, method: SquaredNormsOptions['method']): { flops?: n
   const t = rows / s.lead[0];
   const d = s.inputs ?? 0;
   const p = s.outputs ?? 1;
+  // Bounds from below: the head's or the larger matrices' products alone.
+  if (s.kind === 'tied-embedding') return { flops: rows * (t + 1) * (d + (s.numEmbeddings ?? 0)) };
+  if (s.kind === 'lora') return { flops: 2 * rows * (d + p) * (s.rank ?? 0), bytes: 4 * rows * (d + p) };
+  if (s.kind === 'experts') return { bytes: 4 * rows * (d + p) };
   if (s.kind !== 'linear') return { bytes: 4 * rows * p * (s.kind === 'embedding' ? 1 : 2) };
   if (t === 1) return { flops: 2 * rows * (d + p), bytes: 4 * rows * (d + p) };
   // The ghost norm's symmetric half: t(t + 1)/2 pairs.
@@ -26,10 +31,10 @@ function caseOf(shape: LayerShape, method: SquaredNormsOptions['method']): OpCas
   return {
     family: 'privacy',
     op: 'perSampleSquaredNorms',
-    name: `${shape.name} [${shape.lead.join(', ')}] d=${shape.inputs ?? '-'} p=${shape.outputs ?? '-'} ${method}`,
+    name: `${shape.name} [${shape.lead.join(', ')}] ${sizes(shape)} ${method}`,
     tolerance: 2e-6,
     ...work(shape, method),
-    items: { unit: 'sample', count: shape.lead[0] },
+    items: { unit: 'sample', count: samplesOf(shape) },
     bench: shape.bench,
     verify: !shape.bench,
     prepare(random) {
@@ -46,10 +51,16 @@ function caseOf(shape: LayerShape, method: SquaredNormsOptions['method']): OpCas
   };
 }
 
+function methods(shape: LayerShape): readonly ('auto' | 'ghost' | 'instantiate')[] {
+  if (shape.kind === 'lora' || shape.kind === 'experts') {
+    return shape.bench ? ['auto'] : ['auto', 'ghost', 'instantiate'];
+  }
+  return shape.kind === 'linear' || shape.kind === 'tied-embedding' || shape.conv !== undefined
+    ? ['ghost', 'instantiate']
+    : ['auto'];
+}
+
 /** Norms of every layer kind; linear ones and convolutions both ways. */
 export const squaredNormsCases: OpCase[] = [...layerShapes, ...benchShapes].flatMap((shape) =>
-  (shape.kind === 'linear' || shape.conv !== undefined
-    ? (['ghost', 'instantiate'] as const)
-    : (['auto'] as const)
-  ).map((method) => caseOf(shape, method)),
+  methods(shape).map((method) => caseOf(shape, method)),
 );
