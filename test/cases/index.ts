@@ -3,8 +3,10 @@ import { attentionBackwardCases } from './attention/attentionBackward.ts';
 import { decodeAttentionCases } from './attention/decodeAttention.ts';
 import { factorizedAttentionCases } from './attention/factorizedAttention.ts';
 import { factorizedAttentionBackwardCases } from './attention/factorizedAttentionBackward.ts';
+import { patchEmbedCases } from './attention/patchEmbed.ts';
 import { rotaryEmbeddingCases } from './attention/rotaryEmbedding.ts';
 import { videoEncoderCases } from './attention/videoEncoder.ts';
+import { tokenCases } from './attention/tokens.ts';
 import type { OpCase } from './case.ts';
 import { linearCases } from './linear.ts';
 import { combineCases } from './moe/combine.ts';
@@ -50,6 +52,8 @@ export const allCases: OpCase[] = [
   ...decodeAttentionCases,
   ...rotaryEmbeddingCases,
   ...videoEncoderCases,
+  ...tokenCases,
+  ...patchEmbedCases,
   ...normCases,
   ...normBackwardCases,
   ...elementwiseCases,
