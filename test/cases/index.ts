@@ -18,6 +18,7 @@ import { routeTopKBackwardCases } from './moe/routeTopKBackward.ts';
 import { clippedGradientsCases } from './privacy/clippedGradients.ts';
 import { gaussianNoiseCases } from './privacy/gaussianNoise.ts';
 import { squaredNormsCases } from './privacy/perSampleSquaredNorms.ts';
+import { privateStepCases } from './privacy/privateStep.ts';
 
 /** Every op's table. */
 export const allCases: OpCase[] = [
@@ -39,5 +40,6 @@ export const allCases: OpCase[] = [
   ...squaredNormsCases,
   ...clippedGradientsCases,
   ...gaussianNoiseCases,
+  ...privateStepCases,
   ...expertsForwardBenchCases,
 ];
