@@ -77,6 +77,7 @@ export {
   type StreamAttentionResult,
   streamAttention,
 } from './streamAttention.ts';
+
   type GatherTokensOptions,
   gatherTokens,
   gatherTokensSync,
@@ -84,4 +85,5 @@ export {
   scatterTokens,
   scatterTokensSync,
 } from './tokens.ts';
+
 export * from './video/index.ts';
