@@ -20,15 +20,15 @@ RowLayer row_layer(Call& call) {
   l.positions = call.integer();
   l.input_count = call.integer();
   l.output_count = call.integer();
-  l.inputs.data = call.array<void>();
+  l.inputs.data = call.array<const void>();
   l.inputs.type = call.dtype();
   l.inputs.stride = l.input_count;
-  l.grad_outputs.data = call.array<void>();
+  l.grad_outputs.data = call.array<const void>();
   l.grad_outputs.type = call.dtype();
   l.grad_outputs.stride = l.output_count;
-  l.indices = call.array<int32_t>();
+  l.indices = call.array<const int32_t>();
   l.padding_index = call.integer();
-  l.mask = call.array<uint8_t>();
+  l.mask = call.array<const uint8_t>();
   l.bias = call.boolean();
   return l;
 }
@@ -48,7 +48,7 @@ Napi::Value clipped(const Napi::CallbackInfo& info) {
   Call call(info);
   ClippedArgs a;
   a.layer = row_layer(call);
-  a.factors = call.array<float>();
+  a.factors = call.array<const float>();
   a.weight = call.array<float>();
   a.bias = call.array<float>();
   return call.submit(std::move(a), kernel);
@@ -65,7 +65,7 @@ ConvLayer conv_layer(Call& call) {
   l.input_type = call.dtype();
   l.grad_outputs = call.array<void>();
   l.grad_type = call.dtype();
-  l.mask = call.array<uint8_t>();
+  l.mask = call.array<const uint8_t>();
   l.bias = call.boolean();
   return l;
 }
@@ -83,7 +83,7 @@ Napi::Value conv_clipped_call(const Napi::CallbackInfo& info) {
   Call call(info);
   ConvClippedArgs a;
   a.layer = conv_layer(call);
-  a.factors = call.array<float>();
+  a.factors = call.array<const float>();
   a.weight = call.array<float>();
   a.bias = call.array<float>();
   return call.submit(std::move(a), conv_clipped_gradients);
@@ -120,7 +120,7 @@ Napi::Value lora_clipped_call(const Napi::CallbackInfo& info) {
   Call call(info);
   LoraClippedArgs a;
   a.layer = lora_layer(call);
-  a.factors = call.array<float>();
+  a.factors = call.array<const float>();
   a.a = call.array<float>();
   a.b = call.array<float>();
   return call.submit(std::move(a), lora_clipped_gradients);
@@ -132,9 +132,9 @@ TiedLayer tied_layer(Call& call) {
   l.positions = call.integer();
   l.width = call.integer();
   l.vocabulary = call.integer();
-  l.indices = call.array<int32_t>();
+  l.indices = call.array<const int32_t>();
   l.padding_index = call.integer();
-  l.mask = call.array<uint8_t>();
+  l.mask = call.array<const uint8_t>();
   l.grad_embeddings = row_source(call, l.width);
   l.hidden = row_source(call, l.width);
   l.grad_logits = row_source(call, l.vocabulary);
@@ -154,7 +154,7 @@ Napi::Value tied_clipped_call(const Napi::CallbackInfo& info) {
   Call call(info);
   TiedClippedArgs a;
   a.layer = tied_layer(call);
-  a.factors = call.array<float>();
+  a.factors = call.array<const float>();
   a.weight = call.array<float>();
   return call.submit(std::move(a), tied_clipped_gradients);
 }
@@ -181,7 +181,7 @@ Napi::Value experts_clipped_call(const Napi::CallbackInfo& info) {
   Call call(info);
   ExpertsClippedArgs a;
   a.layer = experts_layer(call);
-  a.factors = call.array<float>();
+  a.factors = call.array<const float>();
   a.weight = call.array<float>();
   a.bias = call.array<float>();
   return call.submit(std::move(a), experts_clipped_gradients);
@@ -190,7 +190,7 @@ Napi::Value experts_clipped_call(const Napi::CallbackInfo& info) {
 Napi::Value gaussian_noise_call(const Napi::CallbackInfo& info) {
   Call call(info);
   GaussianNoiseArgs a;
-  a.key = call.array<uint32_t>();
+  a.key = call.array<const uint32_t>();
   a.step = call.integer();
   a.offset = call.integer();
   a.count = call.integer();
@@ -203,7 +203,7 @@ Napi::Value gaussian_noise_call(const Napi::CallbackInfo& info) {
 Napi::Value discrete_noise_call(const Napi::CallbackInfo& info) {
   Call call(info);
   DiscreteNoiseArgs a;
-  a.key = call.array<uint32_t>();
+  a.key = call.array<const uint32_t>();
   a.step = call.integer();
   a.offset = call.integer();
   a.count = call.integer();
@@ -217,9 +217,9 @@ Napi::Value discrete_noise_call(const Napi::CallbackInfo& info) {
 Napi::Value chacha20_blocks_call(const Napi::CallbackInfo& info) {
   Call call(info);
   ChaChaArgs a;
-  a.key = call.array<uint32_t>();
+  a.key = call.array<const uint32_t>();
   a.counter = static_cast<uint32_t>(call.integer());
-  a.nonce = call.array<uint32_t>();
+  a.nonce = call.array<const uint32_t>();
   a.count = call.integer();
   a.out = call.array<uint32_t>();
   return call.submit(std::move(a), chacha20_blocks);
@@ -252,6 +252,17 @@ void register_privacy(Napi::Env env, Napi::Object exports) {
   add("chacha20Blocks", chacha20_blocks_call);
 }
 
-void register_cuda_privacy(CudaExports&) {}
+void register_cuda_privacy(CudaExports& ops) {
+  ops.add("linearSquaredNorms", norms<linear_squared_norms>, "heddle_cuda_linear_squared_norms");
+  ops.add("embeddingSquaredNorms", norms<embedding_squared_norms>, "heddle_cuda_embedding_squared_norms");
+  ops.add("scaleSquaredNorms", norms<scale_squared_norms>, "heddle_cuda_scale_squared_norms");
+  ops.add("channelSquaredNorms", norms<channel_squared_norms>, "heddle_cuda_channel_squared_norms");
+  ops.add("linearClippedGradients", clipped<linear_clipped_gradients>, "heddle_cuda_linear_clipped_gradients");
+  ops.add("embeddingClippedGradients", clipped<embedding_clipped_gradients>, "heddle_cuda_embedding_clipped_gradients");
+  ops.add("scaleClippedGradients", clipped<scale_clipped_gradients>, "heddle_cuda_scale_clipped_gradients");
+  ops.add("channelClippedGradients", clipped<channel_clipped_gradients>, "heddle_cuda_channel_clipped_gradients");
+  ops.add("gaussianNoise", gaussian_noise_call, "heddle_cuda_gaussian_noise");
+  ops.add("chacha20Blocks", chacha20_blocks_call, "heddle_cuda_chacha20_blocks");
+}
 
 }  // namespace heddle::binding
