@@ -49,7 +49,8 @@ const { values: flags } = parseArgs({
 const number = (name) => {
   const value = Number(flags[name]);
   if (!Number.isFinite(value) || value <= 0) {
-    if (!(name === 'seed' && value === 0)) throw new Error(`--${name} must be a number above 0, got ${flags[name]}`);
+    if (!(name === 'seed' && value === 0))
+      throw new Error(`--${name} must be a number above 0, got ${flags[name]}`);
   }
   return value;
 };
@@ -76,7 +77,8 @@ const model = new Sequential([
 // The key makes the noise: it must stay secret, and a resumed run needs the same one.
 const keyFile = `${flags.out}.key`;
 const stateFile = `${flags.out}.safetensors`;
-if (!flags.resume && existsSync(stateFile)) throw new Error(`${stateFile} exists: --resume it, or choose another --out`);
+if (!flags.resume && existsSync(stateFile))
+  throw new Error(`${stateFile} exists: --resume it, or choose another --out`);
 const key = flags.resume ? new Uint8Array(readFileSync(keyFile)) : createNoiseKey();
 if (!flags.resume) writeFileSync(keyFile, key, { mode: 0o600 });
 
@@ -123,7 +125,9 @@ if (flags.resume) {
 }
 const parameters = Object.values(model.layers).flatMap((layer) => Object.values(layer));
 const size = parameters.reduce((sum, p) => sum + p.size, 0);
-console.log(`${size} parameters, ${steps} steps of ${flags.batch} expected samples, σ = ${noiseMultiplier.toFixed(3)}`);
+console.log(
+  `${size} parameters, ${steps} steps of ${flags.batch} expected samples, σ = ${noiseMultiplier.toFixed(3)}`,
+);
 
 /** Correct predictions among the test images. */
 async function accuracy() {
@@ -143,7 +147,10 @@ function writeWhole(path, text) {
   renameSync(`${path}.tmp`, path);
 }
 
-const last = Math.min(number('epochs'), log.epochs.length + (flags['stop-after'] ? number('stop-after') : Infinity));
+const last = Math.min(
+  number('epochs'),
+  log.epochs.length + (flags['stop-after'] ? number('stop-after') : Infinity),
+);
 for (let epoch = log.epochs.length; epoch < last; epoch++) {
   const started = performance.now();
   const cpu = process.cpuUsage();
@@ -156,7 +163,8 @@ for (let epoch = log.epochs.length; epoch < last; epoch++) {
       await optimizer.accumulate(await pass.backward(gradient, { threads }));
     }
     await optimizer.step();
-    if (process.stdout.isTTY) process.stdout.write(`\repoch ${epoch + 1}: step ${optimizer.steps} of ${steps} `);
+    if (process.stdout.isTTY)
+      process.stdout.write(`\repoch ${epoch + 1}: step ${optimizer.steps} of ${steps} `);
   }
   const used = process.cpuUsage(cpu);
   const seconds = (performance.now() - started) / 1000;

@@ -6,11 +6,14 @@ import { gunzipSync } from 'node:zlib';
 function readIdx(directory, name, magic) {
   const path = [name, `${name}.gz`].map((file) => join(directory, file)).find(existsSync);
   if (path === undefined) {
-    throw new Error(`${join(directory, name)} is missing: apt-get install dataset-fashion-mnist, or --data DIRECTORY`);
+    throw new Error(
+      `${join(directory, name)} is missing: apt-get install dataset-fashion-mnist, or --data DIRECTORY`,
+    );
   }
   const raw = readFileSync(path);
   const bytes = path.endsWith('.gz') ? gunzipSync(raw) : raw;
-  if (bytes.length < 8 || bytes.readUInt32BE(0) !== magic) throw new Error(`${path}: not an IDX file of this kind`);
+  if (bytes.length < 8 || bytes.readUInt32BE(0) !== magic)
+    throw new Error(`${path}: not an IDX file of this kind`);
   const dims = Array.from({ length: magic & 255 }, (_, i) => bytes.readUInt32BE(4 + 4 * i));
   const data = bytes.subarray(4 + 4 * dims.length);
   if (data.length !== dims.reduce((a, b) => a * b, 1)) throw new Error(`${path}: truncated`);
@@ -21,7 +24,8 @@ function readIdx(directory, name, magic) {
 export function loadFashionMnist(directory, part) {
   const images = readIdx(directory, `${part}-images-idx3-ubyte`, 0x803);
   const labels = readIdx(directory, `${part}-labels-idx1-ubyte`, 0x801);
-  if (images.dims[0] !== labels.dims[0]) throw new Error(`${directory}: ${part} has more images than labels, or fewer`);
+  if (images.dims[0] !== labels.dims[0])
+    throw new Error(`${directory}: ${part} has more images than labels, or fewer`);
   return { count: images.dims[0], pixels: images.data, labels: labels.data };
 }
 
@@ -36,6 +40,10 @@ export function gather({ pixels, labels }, indices, Tensor) {
   });
   return {
     images: new Tensor('float32', data, [indices.length, 1, 28, 28]),
-    labels: new Tensor('int32', Int32Array.from(indices, (index) => labels[index]), [indices.length]),
+    labels: new Tensor(
+      'int32',
+      Int32Array.from(indices, (index) => labels[index]),
+      [indices.length],
+    ),
   };
 }

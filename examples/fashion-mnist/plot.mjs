@@ -26,7 +26,14 @@ export function plot(log) {
   for (let i = 0; i <= 4; i++) {
     const y = TOP + (height * i) / 4;
     out.push(`<line x1="${LEFT}" x2="${WIDTH - RIGHT}" y1="${y}" y2="${y}" stroke="#ddd"/>`);
-    out.push(text(LEFT - 8, y + 4, `${(100 * (1 - ((1 - low) * i) / 4)).toFixed(0)} %`, `text-anchor="end" fill="${BLUE}"`));
+    out.push(
+      text(
+        LEFT - 8,
+        y + 4,
+        `${(100 * (1 - ((1 - low) * i) / 4)).toFixed(0)} %`,
+        `text-anchor="end" fill="${BLUE}"`,
+      ),
+    );
     out.push(text(WIDTH - RIGHT + 8, y + 4, (top * (1 - i / 4)).toFixed(2), `fill="${ORANGE}"`));
   }
   const tick = Math.max(1, Math.round(count / 8));
@@ -42,7 +49,9 @@ export function plot(log) {
   const title = `Fashion-MNIST: ${(100 * last.testAccuracy).toFixed(2)} % at ε = ${last.epsilonPrv.toFixed(2)}, δ = ${log.delta}`;
   out.push(text(LEFT, 24, title, 'font-size="16" font-weight="600"'));
   out.push(text(LEFT, 44, 'test accuracy', `fill="${BLUE}"`));
-  out.push(text(WIDTH - RIGHT, 44, 'ε by PRV (dashed) and RDP (dotted)', `text-anchor="end" fill="${ORANGE}"`));
+  out.push(
+    text(WIDTH - RIGHT, 44, 'ε by PRV (dashed) and RDP (dotted)', `text-anchor="end" fill="${ORANGE}"`),
+  );
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}" font-family="system-ui, sans-serif" font-size="12" fill="#333">
 <rect width="100%" height="100%" fill="#fff"/>
 ${out.join('\n')}

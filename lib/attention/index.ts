@@ -40,6 +40,7 @@ export {
   interpolatePositions,
 } from './interpolatePositions.ts';
 export type { KeptTokens } from './keptTokens.ts';
+export type { BlockType, FileTensor, KeyValueBlock, KeyValueFile, KeyValueSource } from './keyValueSource.ts';
 export { KVCache, type KVCacheOptions, type KVCacheType } from './kvCache.ts';
 export { type MaskTokensOptions, maskTokens, type TokenMask, tokensFromMask } from './maskTokens.ts';
 export {
@@ -72,6 +73,11 @@ export {
 } from './rotaryEmbedding.ts';
 export type { RotaryScaling } from './rotaryFrequencies.ts';
 export {
+  type StreamAttentionOptions,
+  type StreamAttentionResult,
+  streamAttention,
+} from './streamAttention.ts';
+
   type GatherTokensOptions,
   gatherTokens,
   gatherTokensSync,
@@ -79,4 +85,5 @@ export {
   scatterTokens,
   scatterTokensSync,
 } from './tokens.ts';
+
 export * from './video/index.ts';

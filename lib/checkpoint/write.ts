@@ -27,7 +27,9 @@ function partsOf(
   const data: Uint8Array[] = [];
   let at = 0;
   // The widest types first keep every tensor aligned to its elements.
-  const list = Object.entries(tensors).sort(([, a], [, b]) => b.data.BYTES_PER_ELEMENT - a.data.BYTES_PER_ELEMENT);
+  const list = Object.entries(tensors).sort(
+    ([, a], [, b]) => b.data.BYTES_PER_ELEMENT - a.data.BYTES_PER_ELEMENT,
+  );
   for (const [name, t] of list) {
     const end = at + t.data.byteLength;
     header[name] = { dtype: NAMES[t.type], shape: t.dims, data_offsets: [at, end] };
@@ -85,7 +87,9 @@ export function* writeSafetensors(
     );
   } catch (cause) {
     fs.rmSync(temporary, { force: true });
-    throw new HeddleError('ERR_CHECKPOINT', `${path}: cannot be written: ${(cause as Error).message}`, { cause });
+    throw new HeddleError('ERR_CHECKPOINT', `${path}: cannot be written: ${(cause as Error).message}`, {
+      cause,
+    });
   }
 }
 

@@ -43,7 +43,14 @@ export interface Algorithm {
 }
 
 const SGD: ReadonlySet<string> = new Set(['type', 'learningRate', 'momentum', 'nesterov', 'weightDecay']);
-const ADAM: ReadonlySet<string> = new Set(['type', 'learningRate', 'beta1', 'beta2', 'epsilon', 'weightDecay']);
+const ADAM: ReadonlySet<string> = new Set([
+  'type',
+  'learningRate',
+  'beta1',
+  'beta2',
+  'epsilon',
+  'weightDecay',
+]);
 
 function fraction(value: number | undefined, fallback: number, name: string): number {
   const v = optionNumber(value, 0, fallback, name);

@@ -22,10 +22,10 @@ export {
   crossEntropySync,
 } from './crossEntropy.ts';
 export type { DynamicLossScale } from './lossScale.ts';
+export type { PrivateOptimizerOptions } from './optimizerOptions.ts';
 export type { OptimizerProgress, OptimizerState } from './optimizerState.ts';
 export {
   type Accumulated,
   PrivateOptimizer,
-  type PrivateOptimizerOptions,
   type StepReport,
 } from './privateOptimizer.ts';

@@ -41,10 +41,18 @@ export class LossScale {
     } else {
       checkOptions(options, OPTIONS, 'lossScale');
       this.value = optionNumber(options.initial, 0, 2 ** 16, 'lossScale.initial');
-      this.growthInterval = optionInteger(options.growthInterval ?? 200, 1, 2 ** 31 - 1, 'lossScale.growthInterval');
+      this.growthInterval = optionInteger(
+        options.growthInterval ?? 200,
+        1,
+        2 ** 31 - 1,
+        'lossScale.growthInterval',
+      );
       this.countNoise = optionNumber(options.countNoise, 0, 10 * noiseMultiplier, 'lossScale.countNoise');
       if (this.countNoise === 0 && noiseMultiplier > 0) {
-        throw new HeddleError('ERR_OPTION', 'lossScale.countNoise must be above 0: the scale would depend on the data');
+        throw new HeddleError(
+          'ERR_OPTION',
+          'lossScale.countNoise must be above 0: the scale would depend on the data',
+        );
       }
     }
     if (!powerOfTwo(this.value)) {

@@ -1,11 +1,11 @@
 import { createHash } from 'node:crypto';
-import { openCheckpoint, openCheckpointSync } from '../checkpoint.ts';
 import { type Steps, step } from '../checkpoint/steps.ts';
 import { writeSafetensors } from '../checkpoint/write.ts';
+import { openCheckpoint, openCheckpointSync } from '../checkpoint.ts';
 import { HeddleError } from '../errors.ts';
 import { PrivacyLedger, type SavedLedger } from '../privacy/accountants/ledger.ts';
 import { makeTensor, type Tensor } from '../tensor.ts';
-import type { Slot } from './privateOptimizer.ts';
+import type { Slot } from './optimizerOptions.ts';
 
 const FORMAT = 'heddle.privacy.optimizer';
 const VERSION = 1;
@@ -38,14 +38,17 @@ function fingerprint(key: Uint8Array): string {
 }
 
 /** The arrays of a slot by their names in the state. */
-function* arraysOf(slots: readonly Slot[]): Generator<[name: string, array: Float32Array, dims: readonly number[]]> {
+function* arraysOf(
+  slots: readonly Slot[],
+): Generator<[name: string, array: Float32Array, dims: readonly number[]]> {
   for (const s of slots) {
     for (const [kind, array] of [
       ['parameter', s.parameter],
       ['first', s.first],
       ['second', s.second],
     ] as const) {
-      if (array !== null) yield [[kind, s.layer, s.name].filter((part) => part !== '').join('.'), array, s.dims];
+      if (array !== null)
+        yield [[kind, s.layer, s.name].filter((part) => part !== '').join('.'), array, s.dims];
     }
   }
 }
@@ -57,7 +60,8 @@ export function sealState(
   slots: readonly Slot[],
 ): OptimizerState {
   const tensors: OptimizerState['tensors'] = {};
-  for (const [name, array, dims] of arraysOf(slots)) tensors[name] = makeTensor('float32', array.slice(), dims);
+  for (const [name, array, dims] of arraysOf(slots))
+    tensors[name] = makeTensor('float32', array.slice(), dims);
   return {
     format: FORMAT,
     version: VERSION,
@@ -94,7 +98,8 @@ export function openState(
 ): { progress: OptimizerProgress; ledger: PrivacyLedger; arrays: [Float32Array, Float32Array][] } {
   if (state === null || typeof state !== 'object') throw bad(`expected an object, got ${String(state)}`);
   if (state.format !== FORMAT) throw bad(`format must be '${FORMAT}', got ${JSON.stringify(state.format)}`);
-  if (state.version !== VERSION) throw bad(`version must be ${VERSION}, got ${JSON.stringify(state.version)}`);
+  if (state.version !== VERSION)
+    throw bad(`version must be ${VERSION}, got ${JSON.stringify(state.version)}`);
   if (state.keyFingerprint !== fingerprint(key)) throw bad('it belongs to another key');
   const changed = difference(state.identity, JSON.parse(JSON.stringify(identity)), '');
   if (changed !== undefined) {
@@ -102,7 +107,8 @@ export function openState(
   }
   const { progress } = state;
   const numbers = [progress?.steps, progress?.learningRate, progress?.lossScale, progress?.quietSteps];
-  if (!numbers.every((n) => typeof n === 'number' && n >= 0 && n < Infinity)) throw bad('its progress is damaged');
+  if (!numbers.every((n) => typeof n === 'number' && n >= 0 && n < Infinity))
+    throw bad('its progress is damaged');
   const ledger = PrivacyLedger.fromJSON(progress.ledger);
   if (identity['noiseMultiplier'] !== 0 && ledger.steps !== progress.steps) {
     throw bad(`the ledger has ${ledger.steps} steps, the state ${progress.steps}`);
@@ -110,7 +116,11 @@ export function openState(
   const arrays: [Float32Array, Float32Array][] = [];
   for (const [name, array, dims] of arraysOf(slots)) {
     const saved = state.tensors?.[name];
-    if (saved?.type !== 'float32' || saved.dims.join() !== dims.join() || saved.data.length !== array.length) {
+    if (
+      saved?.type !== 'float32' ||
+      saved.dims.join() !== dims.join() ||
+      saved.data.length !== array.length
+    ) {
       throw bad(`tensor ${name} is missing or is not float32 [${dims.join(', ')}]`);
     }
     arrays.push([array, saved.data]);

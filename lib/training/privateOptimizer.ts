@@ -1,67 +1,33 @@
 import { runAsync, runSync, type Steps, step } from '../checkpoint/steps.ts';
 import { HeddleError } from '../errors.ts';
-import { checkOptions, type OpOptions, optionInteger, optionNumber } from '../op.ts';
+import { checkOptions, optionInteger, optionNumber } from '../op.ts';
 import type { AccountantOptions, EpsilonResult } from '../privacy/accountants/epsilon.ts';
 import { PrivacyLedger } from '../privacy/accountants/ledger.ts';
 import { keyArgument } from '../privacy/chacha20.ts';
 import { type ClipFactors, type ClipFactorsOptions, clipFactorsSync } from '../privacy/clipFactors.ts';
-import { type ClippedGradientsOptions, clippedGradients, clippedGradientsSync } from '../privacy/clippedGradients.ts';
+import {
+  type ClippedGradientsOptions,
+  clippedGradients,
+  clippedGradientsSync,
+} from '../privacy/clippedGradients.ts';
 import { addNoise, addNoiseSync, gaussianNoiseSync } from '../privacy/gaussianNoise.ts';
 import type { PrivateLayer } from '../privacy/layer.ts';
 import { perSampleSquaredNorms, perSampleSquaredNormsSync } from '../privacy/perSampleSquaredNorms.ts';
-import type { SamplingGuarantee } from '../privacy/samplers.ts';
-import { asTensor, type TensorLike } from '../tensor.ts';
-import { type Algorithm, type AlgorithmOptions, checkAlgorithm } from './algorithm.ts';
-import { type DynamicLossScale, LossScale } from './lossScale.ts';
+import { type Algorithm, checkAlgorithm } from './algorithm.ts';
+import { LossScale } from './lossScale.ts';
 import { optimizerUpdate } from './ops/optimizerUpdate.ts';
 import type { RunOptions } from './ops/perform.ts';
+import {
+  checkLayers,
+  checkSampler,
+  groupsOf,
+  OPTIONS,
+  type PrivateOptimizerOptions,
+  type Slot,
+  slotsOf,
+} from './optimizerOptions.ts';
 import { type OptimizerState, openState, readState, sealState, writeState } from './optimizerState.ts';
 
-export interface PrivateOptimizerOptions {
-  /** What is trained: parameters by layer and by name (`model.layers`), float32, updated in place. */
-  layers: Readonly<Record<string, Readonly<Record<string, TensorLike>>>>;
-  /** Layers that {@link PrivateOptimizer.accumulate} is given but that are not trained; the rest must be in `layers`. */
-  frozen?: readonly string[];
-  algorithm: AlgorithmOptions;
-  /** R: the bound of each sample's gradient over all layers. */
-  maxNorm: number;
-  /** σ: the noise's standard deviation is σ·R. 0 switches privacy off; ε is then infinite. */
-  noiseMultiplier: number;
-  /** The batches: of a `PoissonSampler`, or what it would say. The public expected batch is what a step divides by. */
-  sampler: { sampleRate: number; expectedBatch: number; guarantee?: SamplingGuarantee };
-  /** 32 secret bytes, one key per run: `createNoiseKey()`. A resumed run needs the same. */
-  key: Uint8Array;
-  /** How norms become factors; see `clipFactors`. Default Abadi's. */
-  mode?: ClipFactorsOptions['mode'];
-  stability?: number;
-  gamma?: number;
-  /** Layers that are clipped together: all (`flat`, default), each alone (`layer`), or a group number per layer. */
-  grouping?: 'flat' | 'layer' | Readonly<Record<string, number>>;
-  /** What losses are multiplied by before the backward pass: a power of two (default 1), or dynamic. */
-  lossScale?: number | DynamicLossScale;
-  /** Global index of the first parameter's first element in the noise. Default 0. */
-  noiseOffset?: number;
-  backend?: OpOptions['backend'];
-  threads?: number;
-}
-
-const OPTIONS: ReadonlySet<string> = new Set([
-  'layers',
-  'frozen',
-  'algorithm',
-  'maxNorm',
-  'noiseMultiplier',
-  'sampler',
-  'key',
-  'mode',
-  'stability',
-  'gamma',
-  'grouping',
-  'lossScale',
-  'noiseOffset',
-  'backend',
-  'threads',
-]);
 const SIGNAL: ReadonlySet<string> = new Set(['signal']);
 
 /** What one micro-batch came to. Private: not for publication. */
@@ -83,19 +49,6 @@ export interface StepReport {
 }
 
 type Layers = Readonly<Record<string, PrivateLayer>>;
-
-/** @internal A trained parameter with its state. */
-export interface Slot {
-  layer: string;
-  name: string;
-  parameter: Float32Array;
-  dims: readonly number[];
-  sum: { type: 'float32'; data: Float32Array; dims: readonly number[] };
-  first: Float32Array | null;
-  second: Float32Array | null;
-  /** Global index of the first element in the noise. */
-  offset: number;
-}
 
 /**
  * DP-SGD, DP-AdamW and DP-LAMB on what any backward pass computed: per-sample norms, clip factors, clipped sums into
@@ -130,7 +83,7 @@ export class PrivateOptimizer {
   /** A call has begun to change sums or parameters; failing now leaves them half done. */
   #changing = false;
   #broken = false;
-  readonly #slots: Slot[] = [];
+  readonly #slots: readonly Slot[];
   readonly #names: readonly string[];
   readonly #frozen: ReadonlySet<string>;
   readonly #algorithm: Algorithm;
@@ -140,12 +93,14 @@ export class PrivateOptimizer {
   readonly #noiseMultiplier: number;
   readonly #sampleRate: number;
   readonly #expectedBatch: number;
-  readonly #elements: number;
+  /** Index of the noise behind the last parameter's. */
+  readonly #end: number;
   readonly #run: RunOptions;
 
   /** @throws HeddleError `ERR_ARGUMENT`, `ERR_OPTION`, `ERR_DTYPE`, `ERR_SHAPE` */
   constructor(options: PrivateOptimizerOptions) {
-    if (options === undefined) throw new HeddleError('ERR_ARGUMENT', 'PrivateOptimizer: options are required');
+    if (options === undefined)
+      throw new HeddleError('ERR_ARGUMENT', 'PrivateOptimizer: options are required');
     checkOptions(options, OPTIONS, 'PrivateOptimizer');
     this.#algorithm = checkAlgorithm(options.algorithm);
     this.learningRate = this.#algorithm.learningRate;
@@ -155,41 +110,21 @@ export class PrivateOptimizer {
     this.#key = options.key.slice();
     [this.#sampleRate, this.#expectedBatch] = checkSampler(options.sampler);
     this.#names = Object.keys(options.layers ?? {});
-    if (this.#names.length === 0) throw new HeddleError('ERR_ARGUMENT', 'layers: expected at least one layer');
+    if (this.#names.length === 0)
+      throw new HeddleError('ERR_ARGUMENT', 'layers: expected at least one layer');
     this.#frozen = new Set(options.frozen ?? []);
     const { mode, stability, gamma } = options;
     this.#clip = { maxNorm, mode, stability, gamma, grouping: groupsOf(options.grouping, this.#names) };
     // Refuses a bad mode, stability or gamma now.
-    clipFactorsSync(this.#names.map(() => new Float32Array(0)), this.#clip);
+    clipFactorsSync(
+      this.#names.map(() => new Float32Array(0)),
+      this.#clip,
+    );
     this.#scale = new LossScale(options.lossScale, this.#noiseMultiplier);
     this.#run = { backend: options.backend, threads: options.threads };
-    let offset = optionInteger(options.noiseOffset ?? 0, 0, Number.MAX_SAFE_INTEGER, 'noiseOffset');
-    for (const layer of this.#names) {
-      for (const [name, value] of Object.entries(options.layers[layer])) {
-        const t = asTensor(value, `layers.${layer}.${name}`, ['float32']);
-        const twin = this.#slots.find((s) => overlap(s.parameter, t.data));
-        if (twin !== undefined) {
-          throw new HeddleError(
-            'ERR_ARGUMENT',
-            `layers.${layer}.${name} shares memory with layers.${twin.layer}.${twin.name}: register shared parameters once, in a layer kind that knows them`,
-          );
-        }
-        const state = () => new Float32Array(t.size);
-        const moments = this.#algorithm.type !== 'sgd';
-        this.#slots.push({
-          layer,
-          name,
-          parameter: t.data,
-          dims: t.dims,
-          sum: { type: 'float32', data: state(), dims: t.dims },
-          first: moments || this.#algorithm.momentum > 0 ? state() : null,
-          second: moments ? state() : null,
-          offset,
-        });
-        offset += t.size;
-      }
-    }
-    this.#elements = offset;
+    const offset = optionInteger(options.noiseOffset ?? 0, 0, Number.MAX_SAFE_INTEGER, 'noiseOffset');
+    this.#slots = slotsOf(options.layers, this.#algorithm, offset);
+    this.#end = this.#slots.reduce((end, s) => Math.max(end, s.offset + s.parameter.length), offset);
   }
 
   /** Steps taken: the number of the next one, which `sampler.batch(optimizer.steps)` draws for. */
@@ -217,7 +152,8 @@ export class PrivateOptimizer {
     if (this.#broken) {
       throw new HeddleError('ERR_DISPOSED', `${name}: an earlier call failed half-way; load a saved state`);
     }
-    if (this.#busy) throw new HeddleError('ERR_ARGUMENT', `${name}: another call of this optimizer is running`);
+    if (this.#busy)
+      throw new HeddleError('ERR_ARGUMENT', `${name}: another call of this optimizer is running`);
     this.#busy = true;
   }
 
@@ -234,23 +170,6 @@ export class PrivateOptimizer {
     }
   }
 
-  #checkLayers(layers: Layers): void {
-    if (layers === null || typeof layers !== 'object') {
-      throw new HeddleError('ERR_ARGUMENT', 'layers: expected an object of layers by name');
-    }
-    const missing = this.#names.find((name) => !Object.hasOwn(layers, name));
-    if (missing !== undefined) {
-      throw new HeddleError('ERR_ARGUMENT', `layers.${missing} is missing: every trained layer takes part in every batch`);
-    }
-    const unknown = Object.keys(layers).find((name) => !this.#names.includes(name) && !this.#frozen.has(name));
-    if (unknown !== undefined) {
-      throw new HeddleError(
-        'ERR_ARGUMENT',
-        `layers.${unknown} is not a layer of this optimizer; list it in frozen to leave it untrained`,
-      );
-    }
-  }
-
   /** The buffers that a layer's clipped sums are added to. */
   #out(layer: string) {
     const own = this.#slots.filter((s) => s.layer === layer).map((s) => [s.name, s.sum]);
@@ -258,7 +177,7 @@ export class PrivateOptimizer {
   }
 
   *#accumulate(layers: Layers, signal: AbortSignal | undefined): Steps<Accumulated> {
-    this.#checkLayers(layers);
+    checkLayers(layers, this.#names, this.#frozen);
     const names = this.#names;
     const run = { ...this.#run, signal };
     const norms: Float32Array[] = [];
@@ -270,10 +189,16 @@ export class PrivateOptimizer {
       norms.push(squares.data.map((n) => n / this.#scale.value ** 2));
       if (squares.size !== norms[0].length) {
         const expected = `${norms[0].length} as layers.${names[0]}`;
-        throw new HeddleError('ERR_SHAPE', `layers.${name}: expected ${expected} samples, got ${squares.size}`);
+        throw new HeddleError(
+          'ERR_SHAPE',
+          `layers.${name}: expected ${expected} samples, got ${squares.size}`,
+        );
       }
       // Factors of zero: what the kernels would refuse is refused here, before any sum changes.
-      clippedGradientsSync(layers[name], new Float32Array(squares.size), { ...this.#run, out: this.#out(name) });
+      clippedGradientsSync(layers[name], new Float32Array(squares.size), {
+        ...this.#run,
+        out: this.#out(name),
+      });
     }
     const factors = clipFactorsSync(norms, this.#clip) as ClipFactors[];
     const unscaled = factors.map((f) => f.data.map((c) => c / this.#scale.value));
@@ -334,7 +259,12 @@ export class PrivateOptimizer {
       yield* optimizerUpdate(update, this.#run);
     }
     this.#moveScale();
-    const report = { step: number, samples: this.#samples, nonFinite: this.#nonFinite, lossScale: this.#scale.value };
+    const report = {
+      step: number,
+      samples: this.#samples,
+      nonFinite: this.#nonFinite,
+      lossScale: this.#scale.value,
+    };
     this.#steps++;
     this.#samples = 0;
     this.#nonFinite = 0;
@@ -346,8 +276,10 @@ export class PrivateOptimizer {
   #moveScale(): void {
     const { countNoise } = this.#scale;
     if (countNoise === null) return;
-    const noise = { key: this.#key, step: this.#steps, offset: this.#elements, stddev: countNoise };
-    this.#scale.update(this.#nonFinite + gaussianNoiseSync([1], { ...noise, backend: this.#run.backend }).data[0]);
+    const noise = { key: this.#key, step: this.#steps, offset: this.#end, stddev: countNoise };
+    this.#scale.update(
+      this.#nonFinite + gaussianNoiseSync([1], { ...noise, backend: this.#run.backend }).data[0],
+    );
   }
 
   /**
@@ -388,13 +320,19 @@ export class PrivateOptimizer {
     const { learningRate: _, ...algorithm } = this.#algorithm;
     const { mode, stability, gamma, maxNorm, grouping } = this.#clip;
     return {
+      parameters: this.#slots.map((s) => [s.layer, s.name, s.dims, s.offset]),
       algorithm,
-      clipping: { maxNorm, mode: mode ?? 'abadi', stability: stability ?? null, gamma: gamma ?? null, grouping },
+      clipping: {
+        maxNorm,
+        mode: mode ?? 'abadi',
+        stability: stability ?? null,
+        gamma: gamma ?? null,
+        grouping,
+      },
       noiseMultiplier: this.#noiseMultiplier,
       sampleRate: this.#sampleRate,
       expectedBatch: this.#expectedBatch,
       lossScale: { countNoise: this.#scale.countNoise, growthInterval: this.#scale.growthInterval },
-      parameters: this.#slots.map((s) => [s.layer, s.name, s.dims, s.offset]),
     };
   }
 
@@ -405,7 +343,8 @@ export class PrivateOptimizer {
   state(): OptimizerState {
     this.#enter('state');
     this.#busy = false;
-    if (this.#open) throw new HeddleError('ERR_ARGUMENT', 'state: a batch is half accumulated; call step first');
+    if (this.#open)
+      throw new HeddleError('ERR_ARGUMENT', 'state: a batch is half accumulated; call step first');
     const progress = {
       steps: this.#steps,
       learningRate: this.learningRate,
@@ -456,39 +395,4 @@ export class PrivateOptimizer {
   loadFileSync(path: string): void {
     this.load(runSync(readState(path)));
   }
-}
-
-function overlap(a: Float32Array, b: Float32Array): boolean {
-  const end = (x: Float32Array) => x.byteOffset + x.byteLength;
-  return a.buffer === b.buffer && a.byteOffset < end(b) && b.byteOffset < end(a);
-}
-
-function checkSampler(sampler: PrivateOptimizerOptions['sampler']): [rate: number, expected: number] {
-  if (sampler === null || typeof sampler !== 'object') {
-    throw new HeddleError('ERR_ARGUMENT', 'sampler: expected a PoissonSampler, or { sampleRate, expectedBatch }');
-  }
-  const { sampleRate, expectedBatch, guarantee } = sampler;
-  if (guarantee !== undefined && guarantee !== 'poisson') {
-    throw new HeddleError(
-      'ERR_OPTION',
-      `sampler: its batches are '${guarantee}', and the ledger accounts for Poisson sampling; state sampleRate and expectedBatch that hold for it instead (for a shuffle: sampleRate 1 per epoch)`,
-    );
-  }
-  if (typeof sampleRate !== 'number' || !(sampleRate > 0 && sampleRate <= 1)) {
-    throw new HeddleError('ERR_OPTION', `sampler.sampleRate must be above 0 and at most 1, got ${String(sampleRate)}`);
-  }
-  const expected = optionNumber(expectedBatch ?? Number.NaN, 0, 0, 'sampler.expectedBatch');
-  if (expected === 0) throw new HeddleError('ERR_OPTION', 'sampler.expectedBatch must be above 0');
-  return [sampleRate, expected];
-}
-
-function groupsOf(grouping: PrivateOptimizerOptions['grouping'], names: readonly string[]): number[] {
-  if (grouping === undefined || grouping === 'flat') return names.map(() => 0);
-  if (grouping === 'layer') return names.map((_, i) => i);
-  if (grouping === null || typeof grouping !== 'object') {
-    throw new HeddleError('ERR_OPTION', `grouping must be flat, layer or a group number per layer, got ${String(grouping)}`);
-  }
-  const unknown = Object.keys(grouping).find((name) => !names.includes(name));
-  if (unknown !== undefined) throw new HeddleError('ERR_OPTION', `grouping.${unknown}: no such layer`);
-  return names.map((name) => grouping[name]);
 }

@@ -6,6 +6,7 @@ import { factorizedAttentionBackwardCases } from './attention/factorizedAttentio
 import { patchEmbedCases } from './attention/patchEmbed.ts';
 import { rotaryEmbeddingCases } from './attention/rotaryEmbedding.ts';
 import { tokenCases } from './attention/tokens.ts';
+import { videoEncoderCases } from './attention/videoEncoder.ts';
 import type { OpCase } from './case.ts';
 import { linearCases } from './linear.ts';
 import { combineCases } from './moe/combine.ts';
@@ -24,6 +25,13 @@ import { normBackwardCases, normCases } from './nn/norm.ts';
 import { clippedGradientsCases } from './privacy/clippedGradients.ts';
 import { gaussianNoiseCases } from './privacy/gaussianNoise.ts';
 import { squaredNormsCases } from './privacy/perSampleSquaredNorms.ts';
+import { privateStepCases } from './privacy/privateStep.ts';
+import { activationCases } from './training/activation.ts';
+import { convolutionCases } from './training/convolution.ts';
+import { crossEntropyCases } from './training/crossEntropy.ts';
+import { groupNormCases } from './training/groupNorm.ts';
+import { optimizerUpdateCases } from './training/optimizerUpdate.ts';
+import { poolingCases } from './training/pooling.ts';
 
 /** Every op's table. */
 export const allCases: OpCase[] = [
@@ -44,6 +52,7 @@ export const allCases: OpCase[] = [
   ...factorizedAttentionBackwardCases,
   ...decodeAttentionCases,
   ...rotaryEmbeddingCases,
+  ...videoEncoderCases,
   ...tokenCases,
   ...patchEmbedCases,
   ...normCases,
@@ -52,5 +61,12 @@ export const allCases: OpCase[] = [
   ...squaredNormsCases,
   ...clippedGradientsCases,
   ...gaussianNoiseCases,
+  ...activationCases,
+  ...convolutionCases,
+  ...crossEntropyCases,
+  ...groupNormCases,
+  ...optimizerUpdateCases,
+  ...poolingCases,
+  ...privateStepCases,
   ...expertsForwardBenchCases,
 ];
