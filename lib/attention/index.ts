@@ -77,7 +77,7 @@ export {
   type StreamAttentionResult,
   streamAttention,
 } from './streamAttention.ts';
-
+export {
   type GatherTokensOptions,
   gatherTokens,
   gatherTokensSync,
