@@ -7,6 +7,12 @@
 //
 // The rows that pass together are limited (kGroupRows), so that their operands stay in L2 beside the weights in
 // flight: 84 rows (6 tiles of 14, 14 of 6) x 2048 floats are 688 KiB, and do 42 operations per byte of weights read.
+//
+// Measured on two cores (64 experts of 2048/768, 64 rows each, share of the peak of plain multiply-adds in the same
+// second, before -> after): fp32 84 -> 88 %, AVX2 fp32 75 -> 83 %, int8 63 -> 71 %; 8 rows each, share of the read
+// bandwidth: 82 -> 86 %. A call of a tile costs about 100 cycles beside its steps (sums in and out, the loop's end), 4 % at
+// 192 steps: longer blocks no longer fit L1, shorter ones lose 2 % at 128. Zeroing a TileCall by `rep stos` cost 4 to 7 %.
+// Without any software prefetch the products fall to 62 % with one thread and 52 % with two.
 #pragma once
 #include <algorithm>
 
