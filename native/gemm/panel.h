@@ -1,6 +1,6 @@
 // One packed panel times the rows of several tiles: the order that keeps weights and rows in the caches.
 //
-// With more than one tile, k is cut into blocks of up to 192 steps (24 KiB of the panel, which stay in L1 while all tiles pass
+// With more than one tile, k is cut into blocks of up to 192 steps (24 KiB of the panel, in L1 while all tiles pass
 // over them; chains wait in c meanwhile, float types only). So L2 gives each weight once for all rows instead of once
 // for 14 (6 on AVX2), and the rows' operands once per panel. What the thread reads next is brought to L2 at the same
 // pace, kAhead bytes in advance: a compute-bound product then never waits for memory.
