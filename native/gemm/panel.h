@@ -1,12 +1,18 @@
 // One packed panel times the rows of several tiles: the order that keeps weights and rows in the caches.
 //
-// With more than one tile, k is cut into blocks of up to 192 steps (24 KiB of the panel, which stay in L1 while all tiles pass
+// With more than one tile, k is cut into blocks of up to 192 steps (24 KiB of the panel, in L1 while all tiles pass
 // over them; chains wait in c meanwhile, float types only). So L2 gives each weight once for all rows instead of once
 // for 14 (6 on AVX2), and the rows' operands once per panel. What the thread reads next is brought to L2 at the same
 // pace, kAhead bytes in advance: a compute-bound product then never waits for memory.
 //
 // The rows that pass together are limited (kGroupRows), so that their operands stay in L2 beside the weights in
 // flight: 84 rows (6 tiles of 14, 14 of 6) x 2048 floats are 688 KiB, and do 42 operations per byte of weights read.
+//
+// Measured on two cores (64 experts of 2048/768, 64 rows each, share of the peak of plain multiply-adds in the same
+// second, before -> after): fp32 84 -> 88 %, AVX2 fp32 75 -> 83 %, int8 63 -> 71 %; 8 rows each, share of the read
+// bandwidth: 82 -> 86 %. A call of a tile costs about 100 cycles beside its steps (sums in and out, the loop's end), 4 % at
+// 192 steps: longer blocks no longer fit L1, shorter ones lose 2 % at 128. Zeroing a TileCall by `rep stos` cost 4 to 7 %.
+// Without any software prefetch the products fall to 62 % with one thread and 52 % with two.
 #pragma once
 #include <algorithm>
 

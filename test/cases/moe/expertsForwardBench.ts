@@ -167,6 +167,7 @@ function routings(random: Random, m: Model, tokens: number): Routing[] {
 function prepare(m: Model, tokens: number, type: WeightType, random: Random): PreparedCase {
   const { hidden: d, k } = m;
   const layer = Layer.of(m, type);
+  layer.firstExperts('reference'); // packed outside the reference's time
   const x = new Tensor('float32', random.normals(tokens * d), [tokens, d]);
   const list = routings(random, m, tokens);
   // The reference computes the first token only.
