@@ -15,6 +15,14 @@ export {
   type ReadOptions,
   type TensorInfo,
 } from './checkpoint.ts';
+export {
+  type CudaMemory,
+  cudaMemory,
+  DeviceData,
+  type Location,
+  releaseCudaCache,
+  setCudaMemoryLimit,
+} from './device.ts';
 export { HeddleError, type HeddleErrorCode } from './errors.ts';
 export {
   type LinearActivation,
@@ -36,6 +44,7 @@ export {
 } from './gemm/quantize.ts';
 export type { RoundingOptions } from './gemm/weights.ts';
 export { type AddResidualOptions, addResidual, addResidualSync } from './nn/addResidual.ts';
+export { type GatherRowsOptions, gatherRows, gatherRowsSync } from './nn/gatherRows.ts';
 export { type GeluOptions, gelu, geluSync } from './nn/gelu.ts';
 export { type MeanTokensOptions, meanTokens, meanTokensSync } from './nn/meanTokens.ts';
 export {

@@ -2,6 +2,7 @@
 #include "binding/addon.h"
 
 #include "binding/call.h"
+#include "binding/cuda.h"
 #include "core/cpu_features.h"
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -93,6 +94,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   register_attention(env, exports);
   register_privacy(env, exports);
   register_training(env, exports);
+  register_cuda(env, exports);
   return exports;
 }
 

@@ -9,6 +9,7 @@
 
 #include "binding/addon.h"
 #include "binding/call.h"
+#include "binding/cuda.h"
 #include "core/huge.h"
 
 namespace heddle::binding {
@@ -16,7 +17,7 @@ namespace {
 
 AttentionProblem attention_problem(Call& call) {
   AttentionProblem p;
-  const double* n = call.array<double>();
+  const double* n = call.host_array<double>();
   auto integer = [&] { return static_cast<int64_t>(*n++); };
   auto integers = [&](int64_t* to, int count) {
     for (int i = 0; i < count; ++i) to[i] = integer();
@@ -45,19 +46,19 @@ AttentionProblem attention_problem(Call& call) {
   p.uniform_empty = integer() != 0;
   p.segments = integer();
   p.type = call.dtype();
-  p.query = call.array<void>();
-  p.key = call.array<void>();
-  p.value = call.array<void>();
-  p.bias = call.array<void>();
+  p.query = call.array<const void>();
+  p.key = call.array<const void>();
+  p.value = call.array<const void>();
+  p.bias = call.array<const void>();
   p.bias_type = call.dtype();
-  p.alibi = call.array<float>();
-  p.sinks = call.array<float>();
-  p.mask = call.array<uint8_t>();
-  p.block_mask = call.array<uint8_t>();
-  p.query_ids = call.array<int32_t>();
-  p.key_ids = call.array<int32_t>();
-  p.query_offsets = call.array<int32_t>();
-  p.key_offsets = call.array<int32_t>();
+  p.alibi = call.array<const float>();
+  p.sinks = call.array<const float>();
+  p.mask = call.array<const uint8_t>();
+  p.block_mask = call.array<const uint8_t>();
+  p.query_ids = call.array<const int32_t>();
+  p.key_ids = call.array<const int32_t>();
+  p.query_offsets = call.array<const int32_t>();
+  p.key_offsets = call.array<const int32_t>();
   p.set_contiguous_results();
   return p;
 }
@@ -75,9 +76,9 @@ Napi::Value attention_backward_call(const Napi::CallbackInfo& info) {
   Call call(info);
   AttentionBackwardArgs a;
   a.problem = attention_problem(call);
-  a.upstream = call.array<void>();
-  a.output = call.array<void>();
-  a.log_sum_exp = call.array<float>();
+  a.upstream = call.array<const void>();
+  a.output = call.array<const void>();
+  a.log_sum_exp = call.array<const float>();
   a.query_grad = call.array<void>();
   a.key_grad = call.array<void>();
   a.value_grad = call.array<void>();
@@ -243,5 +244,7 @@ void register_attention(Napi::Env env, Napi::Object exports) {
   exports.Set("factorizedAttention", Napi::Function::New(env, factorized_attention_call));
   exports.Set("factorizedAttentionBackward", Napi::Function::New(env, factorized_attention_backward_call));
 }
+
+void register_cuda_attention(CudaExports& ops) { ops.add("attention", attention_call, "heddle_cuda_attention"); }
 
 }  // namespace heddle::binding

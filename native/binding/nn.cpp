@@ -2,6 +2,7 @@
 #include "binding/addon.h"
 #include "binding/call.h"
 #include "nn/elementwise.h"
+#include "nn/gather_rows.h"
 #include "nn/norm.h"
 
 namespace heddle::binding {
@@ -86,6 +87,20 @@ Napi::Value mean_tokens_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), mean_tokens);
 }
 
+Napi::Value gather_rows_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  GatherRowsArgs a;
+  a.x = call.array<void>();
+  const int64_t size = dtype_size(call.dtype());
+  a.rows = call.integer();
+  a.row_bytes = size * call.integer();
+  a.index = call.array<int32_t>();
+  a.count = call.integer();
+  a.fill = call.array<void>();
+  a.out = call.array<void>();
+  return call.submit(std::move(a), gather_rows);
+}
+
 }  // namespace
 
 void register_nn(Napi::Env env, Napi::Object exports) {
@@ -95,6 +110,7 @@ void register_nn(Napi::Env env, Napi::Object exports) {
   exports.Set("rmsNormBackward", Napi::Function::New(env, norm_backward_call));
   exports.Set("gelu", Napi::Function::New(env, gelu_call));
   exports.Set("addResidual", Napi::Function::New(env, add_residual_call));
+  exports.Set("gatherRows", Napi::Function::New(env, gather_rows_call));
   exports.Set("meanTokens", Napi::Function::New(env, mean_tokens_call));
 }
 

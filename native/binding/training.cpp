@@ -4,7 +4,7 @@
 #include "training/activation.h"
 #include "training/convolution.h"
 #include "training/cross_entropy.h"
-#include "training/normalize.h"
+#include "training/group_norm.h"
 #include "training/optimizer_update.h"
 #include "training/pooling.h"
 
@@ -44,15 +44,14 @@ Napi::Value elementwise_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), elementwise);
 }
 
-template <Status (*kernel)(const NormalizeArgs&, const Exec&)>
-Napi::Value normalize_call(const Napi::CallbackInfo& info) {
+template <Status (*kernel)(const GroupNormArgs&, const Exec&)>
+Napi::Value group_norm_call(const Napi::CallbackInfo& info) {
   Call call(info);
-  NormalizeArgs a;
+  GroupNormArgs a;
   a.samples = call.integer();
   a.channels = call.integer();
   a.spatial = call.integer();
   a.groups = call.integer();
-  a.centered = call.boolean();
   a.epsilon = static_cast<float>(call.number());
   a.x = call.array<float>();
   a.weight = call.array<float>();
@@ -114,8 +113,8 @@ void register_training(Napi::Env env, Napi::Object exports) {
   };
   add("optimizerUpdate", optimizer_update_call);
   add("elementwise", elementwise_call);
-  add("normalize", normalize_call<normalize>);
-  add("normalizeBackward", normalize_call<normalize_backward>);
+  add("groupNorm", group_norm_call<group_norm>);
+  add("groupNormBackward", group_norm_call<group_norm_backward>);
   add("crossEntropy", cross_entropy_call);
   add("convolution", convolution_call<convolution>);
   add("convolutionInputGradient", convolution_call<convolution_input_gradient>);

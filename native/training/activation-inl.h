@@ -18,13 +18,10 @@ HEDDLE_INLINE vf elementwise_value(vf x, vf y) {
   switch (K) {
     case Elementwise::kRelu: return max(set1(0.0f), x);
     case Elementwise::kTanh: return tanh(x);
-    case Elementwise::kGelu: return gelu_erf(x);
-    case Elementwise::kGeluTanh: return gelu_tanh(x);
     case Elementwise::kReluBackward: return select(gt(y, set1(0.0f)), x, set1(0.0f));
     case Elementwise::kTanhBackward: return mul(x, fnma(y, y, set1(1.0f)));
     case Elementwise::kGeluBackward: return mul(x, gelu_derivative(y));
-    case Elementwise::kGeluTanhBackward: return mul(x, gelu_tanh_derivative(y));
-    default: return add(x, y);
+    default: return mul(x, gelu_tanh_derivative(y));
   }
 }
 
@@ -46,13 +43,10 @@ Status elementwise(const ElementwiseArgs& a, const Exec& exec) {
 #define HEDDLE_KIND(k) case Elementwise::k: return elementwise_all<Elementwise::k>(a, exec);
     HEDDLE_KIND(kRelu)
     HEDDLE_KIND(kTanh)
-    HEDDLE_KIND(kGelu)
-    HEDDLE_KIND(kGeluTanh)
     HEDDLE_KIND(kReluBackward)
     HEDDLE_KIND(kTanhBackward)
     HEDDLE_KIND(kGeluBackward)
     HEDDLE_KIND(kGeluTanhBackward)
-    HEDDLE_KIND(kAdd)
 #undef HEDDLE_KIND
   }
   return kUnsupported;

@@ -1,6 +1,6 @@
-// Activations of training: y = f(x), and dx = dy f'(.) from what the forward kept (relu, tanh: y; gelu: x); add: a + b.
+// Activations of training: y = f(x), and dx = dy f'(.) from what the forward kept (relu, tanh: y; gelu: x).
 //
-// relu max(0, x), derivative 0 at 0; tanh; gelu x Phi(x); gelu-tanh 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+// relu max(0, x), derivative 0 at 0; tanh; gelu as in nn/elementwise.h, in both forms.
 // NaN stays NaN. Precision: fp32, relative error of the whole <= 1e-6. Cost: memory, 8 to 12 bytes per element.
 #pragma once
 #include "simd/dispatch.h"
@@ -8,16 +8,14 @@
 namespace heddle {
 
 enum class Elementwise : int32_t {
-  kRelu = 0, kTanh, kGelu, kGeluTanh,
-  kReluBackward, kTanhBackward, kGeluBackward, kGeluTanhBackward,
-  kAdd,
+  kRelu = 0, kTanh, kReluBackward, kTanhBackward, kGeluBackward, kGeluTanhBackward,
 };
 
 struct ElementwiseArgs {
   Elementwise kind = Elementwise::kRelu;
   int64_t count = 0;
-  const float* x = nullptr;  // forward: x; backward: dy; add: a
-  const float* y = nullptr;  // backward: what was kept; add: b
+  const float* x = nullptr;  // backward: dy
+  const float* y = nullptr;  // backward: what was kept
   float* out = nullptr;
 };
 

@@ -4,7 +4,7 @@
 #include "core/workspace.h"
 #include "training/activation.h"
 #include "training/cross_entropy.h"
-#include "training/normalize.h"
+#include "training/group_norm.h"
 #include "training/optimizer_update.h"
 
 namespace heddle {
@@ -12,8 +12,8 @@ namespace heddle {
 HEDDLE_DEFINE_OP(optimizer_pass, OptimizerUpdateArgs)
 HEDDLE_DEFINE_OP(lamb_finish, OptimizerUpdateArgs)
 HEDDLE_DEFINE_OP(elementwise, ElementwiseArgs)
-HEDDLE_DEFINE_OP(normalize, NormalizeArgs)
-HEDDLE_DEFINE_OP(normalize_backward, NormalizeArgs)
+HEDDLE_DEFINE_OP(group_norm, GroupNormArgs)
+HEDDLE_DEFINE_OP(group_norm_backward, GroupNormArgs)
 HEDDLE_DEFINE_OP(cross_entropy, CrossEntropyArgs)
 
 Status optimizer_update(const OptimizerUpdateArgs& args, const Exec& exec) {

@@ -1,7 +1,7 @@
 // The training family compiled for avx2.
 #include "training/activation.h"
 #include "training/cross_entropy.h"
-#include "training/normalize.h"
+#include "training/group_norm.h"
 #include "training/optimizer_update.h"
 #include "simd/simd.h"
 
@@ -14,7 +14,7 @@
 
 #include "training/activation-inl.h"
 
-#include "training/normalize-inl.h"
+#include "training/group_norm-inl.h"
 
 #include "training/cross_entropy-inl.h"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes test/golden/nn/blocks.json: norms with gradients, GELU and gated residuals by PyTorch in float64.
+"""Writes test/golden/nn/blocks.json: norms with gradients, GELU, gated residuals and attention pooling in float64.
 
-Made with torch 2.13.0 (CPU) and numpy 2.4.6.
+Made with torch 2.13.0 (CPU), transformers 5.17.0 and numpy 2.4.6.
 
     venv/bin/python test/golden/make_nn.py            # writes
     venv/bin/python test/golden/make_nn.py --check    # compares; writes nothing
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import VideoPrismVisionConfig
+from transformers.models.videoprism.modeling_videoprism import VideoPrismMultiheadAttentionPoolingHead
 
 torch.set_num_threads(1)
 FILE = Path(__file__).resolve().parent / "nn" / "blocks.json"
@@ -65,6 +67,21 @@ def gated():
     return {"x": numbers(x), "y": numbers(y), "gate": numbers(a), "output": numbers(x + torch.tanh(a) * y)}
 
 
+def pooling():
+    """VideoPrism's pooling head of transformers with random weights; float64."""
+    config = VideoPrismVisionConfig(hidden_size=24, intermediate_size=32, num_attention_heads=4, attention_probs_dropout_prob=0.0)
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    head = VideoPrismMultiheadAttentionPoolingHead(config).double().eval()
+    weights = {}
+    with torch.no_grad():
+        for i, (name, p) in enumerate(head.named_parameters()):
+            p.copy_(draw(20 + i, *p.shape) * (0.3 if p.dim() > 1 else 1))
+            weights[name] = numbers(p)
+        x = draw(19, 2, 7, 24)
+        return {"heads": 4, "weights": weights, "x": numbers(x), "output": numbers(head(x)[0])}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--check", action="store_true")
@@ -83,6 +100,7 @@ def main():
         ],
         "gelu": [gelu("none"), gelu("tanh")],
         "gated": gated(),
+        "pooling": pooling(),
     }
     text = json.dumps(golden, separators=(",", ":")) + "\n"
     if check:

@@ -1,15 +1,17 @@
 import type { BackendName } from '../../backend.ts';
+import { runAsync, runSync, type Steps } from '../../checkpoint/steps.ts';
 import { Checkpoint, openCheckpoint } from '../../checkpoint.ts';
 import { HeddleError } from '../../errors.ts';
 import { type AsyncOpOptions, checkOptions, optionChoice, optionInteger } from '../../op.ts';
 import { makeTensor, type Tensor, type TensorLike } from '../../tensor.ts';
+import { indexTokens, type KeptTokens } from '../keptTokens.ts';
 import { videoArchitecture } from './architectures.ts';
 import { ownTimeClass, type ResolvedConfig, resolveConfig, type VideoEncoderConfig } from './config.ts';
-import { forwardRows, type LayerActivations } from './forward.ts';
+import { type ForwardResult, forwardRows, type LayerActivations } from './forward.ts';
 import { checkpointReader, recordReader } from './load.ts';
 import { checkNormalization, type Frames, type Normalization, readFrames } from './pixels.ts';
 import { type ForwardPlan, planForward, viewsOf } from './plan.ts';
-import { type KeptTokens, layOutRows } from './rows.ts';
+import { layOutRows } from './rows.ts';
 import {
   ENCODER_OPTIONS,
   type EncoderParts,
@@ -18,17 +20,9 @@ import {
   WeightPacker,
 } from './weights.ts';
 
-/** Which tokens are kept; what `maskTokens` returns fits. */
-export interface VideoMask {
-  /** Kept tokens of each clip, packed: ascending indices t · N + n, int32. */
-  indices: TensorLike | Int32Array;
-  /** Where each clip's indices begin, and the end: int32 `[clips + 1]`. Default: as many for every clip. */
-  offsets?: TensorLike | Int32Array;
-}
-
 export interface VideoForwardOptions extends AsyncOpOptions {
-  /** Tokens to keep; the others are never computed. Default: all. */
-  mask?: VideoMask;
+  /** Tokens to keep, as `maskTokens` returns them; the others are never computed. Default: all. */
+  mask?: KeptTokens;
   /** Keeps what a backward pass through the last n layers needs; the layers before keep nothing. Default 0. */
   lastLayers?: number;
   /**
@@ -78,50 +72,22 @@ const NORMALIZATIONS: Readonly<Record<string, Normalization>> = {
   vjepa2: { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] },
 };
 
-function int32(value: TensorLike | Int32Array, name: string): Int32Array {
-  const data = value instanceof Int32Array ? value : value?.data;
-  if (!(data instanceof Int32Array)) throw new HeddleError('ERR_DTYPE', `${name}: expected int32`);
-  return data;
-}
-
 /** Checks a mask and cuts it into clips. */
-function keptTokens(mask: VideoMask | undefined, clips: number, tokens: number): KeptTokens | undefined {
+function keptTokens(mask: KeptTokens | undefined, f: Frames): Int32Array[] | undefined {
   if (mask === undefined) return undefined;
-  if (mask === null || typeof mask !== 'object' || mask.indices === undefined) {
-    throw new HeddleError('ERR_ARGUMENT', 'mask: expected what maskTokens returns');
-  }
-  const indices = int32(mask.indices, 'mask.indices');
-  let offsets: Int32Array;
-  if (mask.offsets !== undefined) offsets = int32(mask.offsets, 'mask.offsets');
-  else if (clips > 0 && indices.length % clips !== 0) {
+  const { batch } = indexTokens(mask, 'mask');
+  const clips = f.dims[0];
+  const [time, height, width] = f.grid;
+  if (batch !== clips || mask.frames !== time || mask.patches !== height * width) {
     throw new HeddleError(
       'ERR_SHAPE',
-      `mask.indices: ${indices.length} are not as many for each of ${clips} clips`,
-    );
-  } else
-    offsets = Int32Array.from({ length: clips + 1 }, (_, b) => (b * indices.length) / Math.max(clips, 1));
-  if (
-    offsets.length !== clips + 1 ||
-    offsets[0] !== 0 ||
-    offsets[clips] !== indices.length ||
-    offsets.some((o, i) => i > 0 && o < offsets[i - 1])
-  ) {
-    throw new HeddleError(
-      'ERR_VALUE',
-      `mask.offsets: expected ${clips + 1} offsets from 0 to ${indices.length} that do not decrease`,
+      `mask: expected ${clips} clips of ${time} frames of ${height * width} patches, ` +
+        `got ${batch} of ${mask.frames} of ${mask.patches}`,
     );
   }
   return Array.from({ length: clips }, (_, b) => {
-    const own = indices.subarray(offsets[b], offsets[b + 1]);
-    if (own.length === 0) throw new HeddleError('ERR_VALUE', `mask: clip ${b} keeps no token`);
-    for (let i = 0; i < own.length; i++) {
-      if (own[i] < 0 || own[i] >= tokens || (i > 0 && own[i] <= own[i - 1])) {
-        throw new HeddleError(
-          'ERR_VALUE',
-          `mask.indices[${offsets[b] + i}] is ${own[i]}: expected ascending indices below ${tokens}`,
-        );
-      }
-    }
+    const own = mask.indices.subarray(mask.batchOffsets[b], mask.batchOffsets[b + 1]);
+    if (own.length === 0) throw new HeddleError('ERR_VALUE', `mask keeps no token of clip ${b}`);
     return own;
   });
 }
@@ -181,13 +147,13 @@ export class VideoEncoder {
     if (dispose) Object.defineProperty(this, dispose, { value: () => this.dispose(), enumerable: false });
   }
 
-  private static async build(
+  private static *build(
     modelType: string,
     config: ResolvedConfig,
     read: ReadTensor,
     options: VideoEncoderOptions,
-  ): Promise<VideoEncoder> {
-    const parts = await new WeightPacker(config, read, options).parts();
+  ): Steps<VideoEncoder> {
+    const parts = yield* new WeightPacker(config, read, options).parts();
     return new VideoEncoder(modelType, config, parts, options.threads);
   }
 
@@ -203,12 +169,8 @@ export class VideoEncoder {
     const load = (c: Checkpoint) => {
       const architecture = videoArchitecture(c);
       const config = resolveConfig(architecture.config);
-      return VideoEncoder.build(
-        architecture.modelType,
-        config,
-        checkpointReader(c, architecture, config),
-        options,
-      );
+      const read = checkpointReader(c, architecture, config, options.signal);
+      return runAsync(VideoEncoder.build(architecture.modelType, config, read, options));
     };
     if (source instanceof Checkpoint) return load(source);
     const checkpoint = await openCheckpoint(source);
@@ -230,9 +192,26 @@ export class VideoEncoder {
     tensors: Readonly<Record<string, TensorLike>>,
     options: VideoEncoderOptions = {},
   ): Promise<VideoEncoder> {
+    return runAsync(VideoEncoder.custom(config, tensors, options));
+  }
+
+  /** {@link create} on the calling thread. */
+  static createSync(
+    config: VideoEncoderConfig,
+    tensors: Readonly<Record<string, TensorLike>>,
+    options: VideoEncoderOptions = {},
+  ): VideoEncoder {
+    return runSync(VideoEncoder.custom(config, tensors, options));
+  }
+
+  private static *custom(
+    config: VideoEncoderConfig,
+    tensors: Readonly<Record<string, TensorLike>>,
+    options: VideoEncoderOptions,
+  ): Steps<VideoEncoder> {
     checkOptions(options, ENCODER_OPTIONS, 'VideoEncoder.create');
     const resolved = resolveConfig(config);
-    return VideoEncoder.build('custom', resolved, recordReader(tensors, resolved), options);
+    return yield* VideoEncoder.build('custom', resolved, recordReader(tensors, resolved), options);
   }
 
   /** Bytes of packed weights. */
@@ -253,7 +232,7 @@ export class VideoEncoder {
     const lastLayers = optionInteger(options.lastLayers ?? 0, 0, layers, 'lastLayers');
     const [time, height, width] = read.grid;
     const patches = height * width;
-    const kept = keptTokens(options.mask, read.dims[0], time * patches);
+    const kept = keptTokens(options.mask, read);
     const rows = layOutRows(c, read.dims[0], time, patches, kept);
     const views = viewsOf(c, rows);
     return { read, rows, views, blockTokens, lastLayers, plan: planForward(c, rows, views, blockTokens) };
@@ -276,39 +255,48 @@ export class VideoEncoder {
    *   `ERR_DISPOSED`, `ERR_MEMORY`, `ERR_ABORTED`
    */
   async forward(frames: TensorLike, options: VideoForwardOptions = {}): Promise<VideoEncoderOutput> {
-    const { read, rows, views, blockTokens, lastLayers, plan } = this.prepare(frames, options);
-    const total = 1 + this.config.layers + this.config.timeLayers;
-    let done = 0;
+    const steps = this.steps(frames, options);
     this.running++;
     try {
-      const result = await forwardRows({
-        config: this.config,
-        parts: this.parts,
-        frames: read,
-        rows,
-        views,
-        plan,
-        blockTokens,
-        lastLayers,
-        options: {
-          backend: this.backend,
-          threads: options.threads ?? this.threads,
-          signal: options.signal,
-        },
-        onStep: (stage) => options.onProgress?.({ done: ++done, total, stage }),
-      });
-      return this.output(result, read.dims[0], options.mask !== undefined, lastLayers > 0);
+      return await runAsync(steps);
     } finally {
       if (--this.running === 0 && this.disposed) this.free();
     }
   }
 
-  private output(
-    result: Awaited<ReturnType<typeof forwardRows>>,
-    clips: number,
-    masked: boolean,
-    kept: boolean,
-  ): VideoEncoderOutput {
+  /** {@link forward} on the calling thread (and helpers, when `threads` > 1). */
+  forwardSync(frames: TensorLike, options: VideoForwardOptions = {}): VideoEncoderOutput {
+    return runSync(this.steps(frames, options));
+  }
+
+  /** Checks everything now; the generator computes. */
+  private steps(frames: TensorLike, options: VideoForwardOptions): Steps<VideoEncoderOutput> {
+    const { read, rows, views, blockTokens, lastLayers, plan } = this.prepare(frames, options);
+    const total = 1 + this.config.layers + this.config.timeLayers;
+    let done = 0;
+    const run = forwardRows({
+      config: this.config,
+      parts: this.parts,
+      frames: read,
+      rows,
+      views,
+      plan,
+      blockTokens,
+      lastLayers,
+      options: {
+        backend: this.backend,
+        threads: options.threads ?? this.threads,
+        signal: options.signal,
+      },
+      onStep: (stage) => options.onProgress?.({ done: ++done, total, stage }),
+    });
+    const output = this.output.bind(this);
+    return (function* () {
+      return output(yield* run, read.dims[0], options.mask !== undefined, lastLayers > 0);
+    })();
+  }
+
+  private output(result: ForwardResult, clips: number, masked: boolean, kept: boolean): VideoEncoderOutput {
     const { x, offsets } = result;
     const sequences = offsets.length - 1;
     const length = sequences > 0 ? offsets[1] : 0;

@@ -6,7 +6,6 @@ export {
   VideoEncoder,
   type VideoEncoderOutput,
   type VideoForwardOptions,
-  type VideoMask,
 } from './encoder.ts';
 export type { LayerActivations } from './forward.ts';
 export type { Normalization } from './pixels.ts';

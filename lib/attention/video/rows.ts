@@ -25,19 +25,16 @@ export interface Block {
   last: number;
 }
 
-/** The tokens that a clip keeps: ascending indices t · N + n. */
-export type KeptTokens = readonly ArrayLike<number>[];
-
 /**
  * Lays out the rows: per clip (or per frame) the class token, where there is one, then the tokens.
- * @param kept per clip; undefined: all
+ * @param kept per clip, ascending indices t · N + n; undefined: all
  */
 export function layOutRows(
   c: ResolvedConfig,
   clips: number,
   frames: number,
   patches: number,
-  kept: KeptTokens | undefined,
+  kept: readonly Int32Array[] | undefined,
 ): TokenRows {
   const perFrame = framesApart(c);
   const cls = c.classToken ? 1 : 0;
@@ -52,7 +49,7 @@ export function layOutRows(
     n.push(patch);
   };
   for (let b = 0; b < clips; b++) {
-    let tokens = Array.from(all ?? (kept as KeptTokens)[b]);
+    let tokens = Array.from(all ?? (kept as readonly Int32Array[])[b]);
     if (c.tokenOrder === 'patches') {
       tokens = tokens.sort((x, y) => (x % patches) - (y % patches) || x - y);
     }
@@ -168,6 +165,24 @@ export function gatherRows(
     let stop = i + 1;
     while (stop < end && order[stop] === order[stop - 1] + 1) stop++;
     out.set(x.subarray(order[i] * width, (order[i] + stop - i) * width), (i - begin) * width);
+    i = stop;
+  }
+}
+
+/** Copies rows order[begin, end) back; the first row of `from` is order[base]'s. */
+export function scatterRows(
+  from: Float32Array,
+  width: number,
+  order: Int32Array,
+  begin: number,
+  end: number,
+  base: number,
+  x: Float32Array,
+): void {
+  for (let i = begin; i < end; ) {
+    let stop = i + 1;
+    while (stop < end && order[stop] === order[stop - 1] + 1) stop++;
+    x.set(from.subarray((i - base) * width, (stop - base) * width), order[i] * width);
     i = stop;
   }
 }

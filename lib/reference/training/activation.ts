@@ -1,16 +1,13 @@
-import { erf, gelu, geluTanh } from '../gemm/activation.ts';
+import { erf } from '../gemm/activation.ts';
 
 /** In the order of native/training/activation.h. */
 export const ELEMENTWISE = [
   'relu',
   'tanh',
-  'gelu',
-  'gelu-tanh',
   'relu-backward',
   'tanh-backward',
   'gelu-backward',
   'gelu-tanh-backward',
-  'add',
 ] as const;
 export type Elementwise = (typeof ELEMENTWISE)[number];
 
@@ -26,15 +23,12 @@ function geluTanhDerivative(x: number): number {
 }
 
 const FUNCTIONS: Readonly<Record<Elementwise, (x: number, y: number) => number>> = {
-  relu: (x) => (x < 0 ? 0 : x),
+  relu: (x) => Math.max(0, x),
   tanh: Math.tanh,
-  gelu,
-  'gelu-tanh': geluTanh,
   'relu-backward': (g, y) => (y > 0 ? g : 0),
   'tanh-backward': (g, y) => g * (1 - y * y),
   'gelu-backward': (g, x) => g * geluDerivative(x),
   'gelu-tanh-backward': (g, x) => g * geluTanhDerivative(x),
-  add: (a, b) => a + b,
 };
 
 /** See native/training/activation.h. */

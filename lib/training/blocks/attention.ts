@@ -4,7 +4,7 @@ import { type Steps, step } from '../../checkpoint/steps.ts';
 import { HeddleError } from '../../errors.ts';
 import { checkOptions, optionInteger } from '../../op.ts';
 import { makeTensor, type Tensor } from '../../tensor.ts';
-import { elementwise } from '../ops/activation.ts';
+import { add } from '../ops/activation.ts';
 import type { RunOptions } from '../ops/perform.ts';
 import {
   type Backward,
@@ -82,7 +82,7 @@ export class SelfAttention extends Block {
       ] as const;
       for (const [part, gradient] of ways) {
         const dx: Tensor<'float32'> | null = yield* part.backward(as(gradient, x.dims), recorder, wantInput);
-        sum = sum === null || dx === null ? dx : yield* elementwise('add', sum, dx, recorder.options);
+        sum = sum === null || dx === null ? dx : yield* add(sum, dx, recorder.options);
       }
       return sum;
     };

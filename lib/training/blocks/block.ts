@@ -1,5 +1,5 @@
 import { randomInt } from 'node:crypto';
-import { runAsync, runSync, type Steps } from '../../checkpoint/steps.ts';
+import { runAsync, runSync, type Steps, step } from '../../checkpoint/steps.ts';
 import { HeddleError } from '../../errors.ts';
 import { type AsyncOpOptions, checkOptions, type OpOptions, optionInteger } from '../../op.ts';
 import { chacha20Blocks } from '../../privacy/chacha20.ts';
@@ -146,4 +146,9 @@ export function checkInput(x: BlockInput, name: string, fits: boolean, expected:
   if (x.type !== 'float32') throw new HeddleError('ERR_DTYPE', `${at}: expected float32, got ${x.type}`);
   if (!fits) throw new HeddleError('ERR_SHAPE', `${at}: expected ${expected}, got [${x.dims.join(', ')}]`);
   return x as Tensor<'float32'>;
+}
+
+/** @internal Work too small for a thread, as a step. */
+export function* here<T>(work: () => T): Steps<T> {
+  return yield* step(work, async () => work());
 }

@@ -12,6 +12,7 @@ import {
   type BlockInput,
   checkInput,
   type Forward,
+  here,
   type LayerParameters,
 } from './block.ts';
 
@@ -98,8 +99,11 @@ export class Embedding extends Block {
     return { range: Math.sqrt(3) };
   }
 
-  // biome-ignore lint/correctness/useYield: one interface for blocks that compute here and on heddle's threads
-  *run(ids: BlockInput, name: string): Steps<Forward> {
+  run(ids: BlockInput, name: string): Steps<Forward> {
+    return here(() => this.lookUp(ids, name));
+  }
+
+  private lookUp(ids: BlockInput, name: string): Forward {
     if (ids.type !== 'int32') throw new HeddleError('ERR_DTYPE', `ids: expected int32, got ${ids.type}`);
     if (ids.dims.length < 1) throw new HeddleError('ERR_SHAPE', 'ids: expected [B, …], got []');
     const { numEmbeddings, dim } = this;
@@ -112,10 +116,11 @@ export class Embedding extends Block {
       }
       output.data.set(table.subarray(id * dim, (id + 1) * dim), i * dim);
     }
-    const backward: Backward = function* (gradOutputs, recorder) {
-      recorder.layers[layerName(name)] = { kind: 'embedding', indices: ids, gradOutputs, numEmbeddings };
-      return null;
-    };
+    const backward: Backward = (gradOutputs, recorder) =>
+      here(() => {
+        recorder.layers[layerName(name)] = { kind: 'embedding', indices: ids, gradOutputs, numEmbeddings };
+        return null;
+      });
     return { output, backward };
   }
 }
@@ -139,8 +144,11 @@ export class PositionEmbedding extends Block {
     return { range: 0.02 };
   }
 
-  // biome-ignore lint/correctness/useYield: see Embedding
-  *run(input: BlockInput, name: string): Steps<Forward> {
+  run(input: BlockInput, name: string): Steps<Forward> {
+    return here(() => this.add(input, name));
+  }
+
+  private add(input: BlockInput, name: string): Forward {
     const { length, dim } = this;
     const fits = input.dims.length === 3 && input.dims[1] <= length && input.dims[2] === dim;
     const x = checkInput(input, name, fits, `[B, at most ${length}, ${dim}]`);
@@ -150,10 +158,11 @@ export class PositionEmbedding extends Block {
     for (let i = 0; i < x.size; i++) output.data[i] = x.data[i] + table[i % (positions * dim)];
     const ids = Int32Array.from({ length: batch * positions }, (_, i) => i % positions);
     const indices = makeTensor('int32', ids, [batch, positions]);
-    const backward: Backward = function* (gradOutputs, recorder, wantInput) {
-      recorder.layers[layerName(name)] = { kind: 'embedding', indices, gradOutputs, numEmbeddings: length };
-      return wantInput ? gradOutputs : null;
-    };
+    const backward: Backward = (gradOutputs, recorder, wantInput) =>
+      here(() => {
+        recorder.layers[layerName(name)] = { kind: 'embedding', indices, gradOutputs, numEmbeddings: length };
+        return wantInput ? gradOutputs : null;
+      });
     return { output, backward };
   }
 }

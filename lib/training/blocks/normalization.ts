@@ -1,9 +1,15 @@
-import type { Steps } from '../../checkpoint/steps.ts';
+import { type Steps, step } from '../../checkpoint/steps.ts';
 import { HeddleError } from '../../errors.ts';
+import { layerNorm, layerNormSync, type NormResult, rmsNorm, rmsNormSync } from '../../nn/norm.ts';
+import {
+  layerNormBackward,
+  layerNormBackwardSync,
+  rmsNormBackward,
+  rmsNormBackwardSync,
+} from '../../nn/normBackward.ts';
 import { checkOptions, optionInteger, optionNumber } from '../../op.ts';
-import type { PrivateLayer } from '../../privacy/layer.ts';
 import type { Tensor } from '../../tensor.ts';
-import { type NormalizeShape, normalize, normalizeBackward } from '../ops/normalize.ts';
+import { type GroupNormShape, groupNorm, groupNormBackward } from '../ops/groupNorm.ts';
 import { product, type RunOptions, zeros } from '../ops/perform.ts';
 import {
   type Backward,
@@ -15,76 +21,108 @@ import {
 } from './block.ts';
 import { layerName } from './linear.ts';
 
-const OPTIONS: ReadonlySet<string> = new Set(['epsilon', 'bias']);
-type NormKind = 'layer-norm' | 'rms-norm' | 'group-norm';
-
 abstract class Norm extends Block {
   readonly layers: Readonly<Record<string, LayerParameters>>;
   protected readonly epsilon: number;
 
   constructor(
-    protected readonly kind: NormKind,
     protected readonly width: number,
     bias: boolean,
     epsilon: number,
+    name: string,
   ) {
     super();
-    optionInteger(width, 1, 2 ** 31 - 1, kind === 'group-norm' ? 'channels' : 'dim');
+    optionInteger(width, 1, 2 ** 31 - 1, name);
     this.epsilon = optionNumber(epsilon, 0, 1e-5, 'epsilon');
-    this.layers = {
-      '': bias ? { weight: zeros([width]), bias: zeros([width]) } : { weight: zeros([width]) },
-    };
+    const weight = zeros([width]);
+    this.layers = { '': bias ? { weight, bias: zeros([width]) } : { weight } };
     this.initialize(0);
   }
 
   override initial(_layer: string, parameter: string): { value: number } {
     return { value: parameter === 'weight' ? 1 : 0 };
   }
-
-  /** Checks x and says how it is cut. */
-  protected abstract shape(x: BlockInput, name: string): NormalizeShape;
-
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
-    const shape = this.shape(input, name);
-    const { kind } = this;
-    const { weight, bias } = this.layers[''];
-    const kept = yield* normalize(input as Tensor<'float32'>, weight, bias ?? null, shape, options);
-    const backward: Backward = function* (gradOutputs, recorder, wantInput) {
-      const { normalized } = kept;
-      const layer = { kind, normalized, gradOutputs, bias: bias !== undefined };
-      recorder.layers[layerName(name)] = layer as PrivateLayer;
-      return wantInput ? yield* normalizeBackward(gradOutputs, weight, kept, shape, recorder.options) : null;
-    };
-    return { output: kept.output, backward };
-  }
 }
 
-abstract class LastDimension extends Norm {
-  protected shape(x: BlockInput, name: string): NormalizeShape {
-    const { width: channels, epsilon } = this;
-    const fits = x.dims.length >= 2 && x.dims[x.dims.length - 1] === channels;
-    checkInput(x, name, fits, `[B, …, ${channels}]`);
-    const samples = product(x.dims.slice(0, -1));
-    return { samples, channels, spatial: 1, groups: 1, centered: this.kind === 'layer-norm', epsilon };
-  }
-}
+const LAYER_OPTIONS: ReadonlySet<string> = new Set(['epsilon', 'bias']);
+const RMS_OPTIONS: ReadonlySet<string> = new Set(['epsilon']);
 
 /** Layer normalisation over the last dimension, with weight and bias. */
-export class LayerNorm extends LastDimension {
+export class LayerNorm extends Norm {
   /** @param options `epsilon` default 1e-5, `bias` default true */
   constructor(dim: number, options?: { epsilon?: number; bias?: boolean }) {
-    checkOptions(options, OPTIONS, 'LayerNorm');
-    super('layer-norm', dim, options?.bias !== false, options?.epsilon ?? 1e-5);
+    checkOptions(options, LAYER_OPTIONS, 'LayerNorm');
+    super(dim, options?.bias !== false, options?.epsilon ?? 1e-5, 'dim');
+  }
+
+  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+    const { width, epsilon } = this;
+    const x = checkLast(input, name, width);
+    const { weight, bias } = this.layers[''];
+    const norm = function* (more: object, run: RunOptions | undefined): Steps<NormResult> {
+      return yield* step(
+        () => layerNormSync(x, { ...run, epsilon, ...more }),
+        () => layerNorm(x, { ...run, epsilon, ...more }),
+      );
+    };
+    const { output, mean, rstd } = yield* norm({ weight, bias, returnStatistics: true }, options);
+    const backward: Backward = function* (g, recorder, wantInput) {
+      const { output: normalized } = yield* norm({}, recorder.options);
+      recorder.layers[layerName(name)] = {
+        kind: 'layer-norm',
+        normalized,
+        gradOutputs: g,
+        bias: bias !== undefined,
+      };
+      if (!wantInput) return null;
+      const kept = { ...recorder.options, weight, epsilon, mean, rstd };
+      const gradients = yield* step(
+        () => layerNormBackwardSync(g, x, kept),
+        () => layerNormBackward(g, x, kept),
+      );
+      return gradients.x as Tensor<'float32'>;
+    };
+    return { output: output as Tensor<'float32'>, backward };
   }
 }
 
 /** RMS normalisation over the last dimension, with a weight. */
-export class RmsNorm extends LastDimension {
-  /** @param options `epsilon` default 1e-6, `bias` default false */
-  constructor(dim: number, options?: { epsilon?: number; bias?: boolean }) {
-    checkOptions(options, OPTIONS, 'RmsNorm');
-    super('rms-norm', dim, options?.bias === true, options?.epsilon ?? 1e-6);
+export class RmsNorm extends Norm {
+  /** @param options `epsilon` default 1e-6 */
+  constructor(dim: number, options?: { epsilon?: number }) {
+    checkOptions(options, RMS_OPTIONS, 'RmsNorm');
+    super(dim, false, options?.epsilon ?? 1e-6, 'dim');
   }
+
+  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+    const { width, epsilon } = this;
+    const x = checkLast(input, name, width);
+    const { weight } = this.layers[''];
+    const norm = function* (more: object, run: RunOptions | undefined): Steps<NormResult> {
+      return yield* step(
+        () => rmsNormSync(x, { ...run, epsilon, ...more }),
+        () => rmsNorm(x, { ...run, epsilon, ...more }),
+      );
+    };
+    const { output, rstd } = yield* norm({ weight, returnStatistics: true }, options);
+    const backward: Backward = function* (g, recorder, wantInput) {
+      const { output: normalized } = yield* norm({}, recorder.options);
+      recorder.layers[layerName(name)] = { kind: 'rms-norm', normalized, gradOutputs: g };
+      if (!wantInput) return null;
+      const kept = { ...recorder.options, weight, epsilon, rstd };
+      const gradients = yield* step(
+        () => rmsNormBackwardSync(g, x, kept),
+        () => rmsNormBackward(g, x, kept),
+      );
+      return gradients.x as Tensor<'float32'>;
+    };
+    return { output: output as Tensor<'float32'>, backward };
+  }
+}
+
+function checkLast(x: BlockInput, name: string, width: number): Tensor<'float32'> {
+  const fits = x.dims.length >= 2 && x.dims[x.dims.length - 1] === width;
+  return checkInput(x, name, fits, `[B, …, ${width}]`);
 }
 
 /** Group normalisation of `[B, C, …]`, with weight and bias per channel: the batch norm of private training. */
@@ -95,24 +133,32 @@ export class GroupNorm extends Norm {
     channels: number,
     options?: { epsilon?: number; bias?: boolean },
   ) {
-    checkOptions(options, OPTIONS, 'GroupNorm');
-    super('group-norm', channels, options?.bias !== false, options?.epsilon ?? 1e-5);
+    checkOptions(options, LAYER_OPTIONS, 'GroupNorm');
+    super(channels, options?.bias !== false, options?.epsilon ?? 1e-5, 'channels');
     optionInteger(groups, 1, channels, 'groups');
     if (channels % groups !== 0) {
       throw new HeddleError('ERR_OPTION', `groups must divide the ${channels} channels, got ${groups}`);
     }
   }
 
-  protected shape(x: BlockInput, name: string): NormalizeShape {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
     const { width: channels, groups, epsilon } = this;
-    checkInput(x, name, x.dims.length >= 2 && x.dims[1] === channels, `[B, ${channels}, …]`);
-    return {
-      samples: x.dims[0],
-      channels,
-      spatial: product(x.dims.slice(2)),
-      groups,
-      centered: true,
-      epsilon,
+    const fits = input.dims.length >= 2 && input.dims[1] === channels;
+    const x = checkInput(input, name, fits, `[B, ${channels}, …]`);
+    const spatial = product(x.dims.slice(2));
+    const shape: GroupNormShape = { samples: x.dims[0], channels, spatial, groups, epsilon };
+    const { weight, bias } = this.layers[''];
+    const kept = yield* groupNorm(x, weight, bias ?? null, shape, options);
+    const backward: Backward = function* (gradOutputs, recorder, wantInput) {
+      const { normalized } = kept;
+      recorder.layers[layerName(name)] = {
+        kind: 'group-norm',
+        normalized,
+        gradOutputs,
+        bias: bias !== undefined,
+      };
+      return wantInput ? yield* groupNormBackward(gradOutputs, weight, kept, shape, recorder.options) : null;
     };
+    return { output: kept.output, backward };
   }
 }

@@ -1,6 +1,6 @@
 import type { Steps } from '../../checkpoint/steps.ts';
 import { HeddleError } from '../../errors.ts';
-import { elementwise } from '../ops/activation.ts';
+import { add } from '../ops/activation.ts';
 import type { RunOptions } from '../ops/perform.ts';
 import {
   type Backward,
@@ -91,10 +91,10 @@ export class Residual extends Block {
       inner.dims.join() === x.dims.join(),
       `[${x.dims.join(', ')}] from the block, as it read`,
     );
-    const output = yield* elementwise('add', x, inner, options);
+    const output = yield* add(x, inner, options);
     const backward: Backward = function* (g, recorder, wantInput) {
       const through = yield* way(g, recorder, wantInput);
-      return through === null ? null : yield* elementwise('add', g, through, recorder.options);
+      return through === null ? null : yield* add(g, through, recorder.options);
     };
     return { output, backward };
   }

@@ -1,10 +1,10 @@
-import type { Steps } from '../../checkpoint/steps.ts';
+import { type Steps, step } from '../../checkpoint/steps.ts';
+import { gelu, geluSync } from '../../nn/gelu.ts';
 import { checkOptions, optionChoice } from '../../op.ts';
-import type { Elementwise } from '../../reference/training/activation.ts';
-import { makeTensor } from '../../tensor.ts';
+import { makeTensor, type Tensor } from '../../tensor.ts';
 import { elementwise } from '../ops/activation.ts';
 import { product, type RunOptions } from '../ops/perform.ts';
-import { type Backward, Block, type BlockInput, checkInput, type Forward } from './block.ts';
+import { type Backward, Block, type BlockInput, checkInput, type Forward, here } from './block.ts';
 
 /** A block without parameters. */
 abstract class Plain extends Block {
@@ -12,21 +12,16 @@ abstract class Plain extends Block {
 }
 
 abstract class Activation extends Plain {
-  constructor(
-    private readonly kind: 'relu' | 'tanh' | 'gelu' | 'gelu-tanh',
-    /** Whether the derivative is computed from the result (or from the input). */
-    private readonly fromOutput: boolean,
-  ) {
+  constructor(private readonly kind: 'relu' | 'tanh') {
     super();
   }
 
   *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
     const x = checkInput(input, name, true, '');
     const output = yield* elementwise(this.kind, x, null, options);
-    const kept = this.fromOutput ? output : x;
-    const kind: Elementwise = `${this.kind}-backward`;
+    const kind = `${this.kind}-backward` as const;
     const backward: Backward = function* (g, recorder) {
-      return yield* elementwise(kind, g, kept, recorder.options);
+      return yield* elementwise(kind, g, output, recorder.options);
     };
     return { output, backward };
   }
@@ -35,39 +30,52 @@ abstract class Activation extends Plain {
 /** max(0, x) */
 export class Relu extends Activation {
   constructor() {
-    super('relu', true);
+    super('relu');
   }
 }
 
 /** tanh x: bounded activations keep gradients small, which suits clipping (Papernot et al. 2021). */
 export class Tanh extends Activation {
   constructor() {
-    super('tanh', true);
+    super('tanh');
   }
 }
 
 const GELU: ReadonlySet<string> = new Set(['approximate']);
 
 /** x·Φ(x), or its approximation by tanh. */
-export class Gelu extends Activation {
+export class Gelu extends Plain {
+  private readonly approximate: 'none' | 'tanh';
+
   /** @param options `approximate`: none (default) or tanh, as in PyTorch */
   constructor(options?: { approximate?: 'none' | 'tanh' }) {
+    super();
     checkOptions(options, GELU, 'Gelu');
-    const tanh = optionChoice(options?.approximate, ['none', 'tanh'], 'none', 'approximate') === 'tanh';
-    super(tanh ? 'gelu-tanh' : 'gelu', false);
+    this.approximate = optionChoice(options?.approximate, ['none', 'tanh'], 'none', 'approximate');
+  }
+
+  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+    const x = checkInput(input, name, true, '');
+    const { approximate } = this;
+    const output = yield* step(
+      () => geluSync(x, { ...options, approximate }),
+      () => gelu(x, { ...options, approximate }),
+    );
+    const kind = approximate === 'tanh' ? 'gelu-tanh-backward' : 'gelu-backward';
+    const backward: Backward = function* (g, recorder) {
+      return yield* elementwise(kind, g, x, recorder.options);
+    };
+    return { output: output as Tensor<'float32'>, backward };
   }
 }
 
 /** `[B, …]` → `[B, everything]`. */
 export class Flatten extends Plain {
-  // biome-ignore lint/correctness/useYield: see Embedding
-  *run(input: BlockInput, name: string): Steps<Forward> {
+  run(input: BlockInput, name: string): Steps<Forward> {
     const x = checkInput(input, name, input.dims.length >= 1, '[B, …]');
     const { dims } = x;
     const output = makeTensor('float32', x.data, [dims[0], product(dims.slice(1))]);
-    const backward: Backward = function* (g) {
-      return makeTensor('float32', g.data, dims);
-    };
-    return { output, backward };
+    const backward: Backward = (g) => here(() => makeTensor('float32', g.data, dims));
+    return here(() => ({ output, backward }));
   }
 }

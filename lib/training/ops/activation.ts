@@ -1,4 +1,5 @@
-import type { Steps } from '../../checkpoint/steps.ts';
+import { type Steps, step } from '../../checkpoint/steps.ts';
+import { addResidual, addResidualSync } from '../../nn/addResidual.ts';
 import type { Op } from '../../op.ts';
 import { ELEMENTWISE, type Elementwise, elementwiseReference } from '../../reference/training/activation.ts';
 import type { Tensor } from '../../tensor.ts';
@@ -8,8 +9,8 @@ const op: Op = { name: 'elementwise', reference: elementwiseReference };
 
 /**
  * Elementwise ops of training (native/training/activation.h).
- * @param x forward: x; backward: dy; add: a
- * @param y backward: what the forward kept (relu, tanh: its result; gelu: its input); add: b, of the size of x
+ * @param x forward: x; backward: dy
+ * @param y backward: what the forward kept (relu, tanh: its result; gelu: its input), of the size of x
  */
 export function* elementwise(
   kind: Elementwise,
@@ -24,4 +25,17 @@ export function* elementwise(
     out,
     options,
   );
+}
+
+/** a + b. */
+export function* add(
+  a: Tensor<'float32'>,
+  b: Tensor<'float32'>,
+  options?: RunOptions,
+): Steps<Tensor<'float32'>> {
+  const sum = yield* step(
+    () => addResidualSync(a, b, options),
+    () => addResidual(a, b, options),
+  );
+  return sum as Tensor<'float32'>;
 }

@@ -1,17 +1,15 @@
 import type { Steps } from '../../checkpoint/steps.ts';
 import type { Op } from '../../op.ts';
-import { normalizeBackwardReference, normalizeReference } from '../../reference/training/normalize.ts';
+import { groupNormBackwardReference, groupNormReference } from '../../reference/training/groupNorm.ts';
 import type { Tensor } from '../../tensor.ts';
 import { perform, type RunOptions, zeros } from './perform.ts';
 
-/** How x is cut: `[samples, channels, spatial]` in groups of channels (native/training/normalize.h). */
-export interface NormalizeShape {
+/** How x is cut: `[samples, channels, spatial]` in groups of channels (native/training/group_norm.h). */
+export interface GroupNormShape {
   samples: number;
   channels: number;
   spatial: number;
   groups: number;
-  /** False: RMS normalisation. */
-  centered: boolean;
   epsilon: number;
 }
 
@@ -24,17 +22,17 @@ export interface Normalized {
   rstd: Float32Array;
 }
 
-const forward: Op = { name: 'normalize', reference: normalizeReference };
-const backward: Op = { name: 'normalizeBackward', reference: normalizeBackwardReference };
+const forward: Op = { name: 'groupNorm', reference: groupNormReference };
+const backward: Op = { name: 'groupNormBackward', reference: groupNormBackwardReference };
 
-const numbers = (s: NormalizeShape) => [s.samples, s.channels, s.spatial, s.groups, s.centered, s.epsilon];
+const numbers = (s: GroupNormShape) => [s.samples, s.channels, s.spatial, s.groups, s.epsilon];
 
-/** Layer, RMS or group normalisation. */
-export function* normalize(
+/** Group normalisation. */
+export function* groupNorm(
   x: Tensor<'float32'>,
   weight: Tensor<'float32'>,
   bias: Tensor<'float32'> | null,
-  shape: NormalizeShape,
+  shape: GroupNormShape,
   options?: RunOptions,
 ): Steps<Normalized> {
   const result = {
@@ -47,12 +45,12 @@ export function* normalize(
   return yield* perform(forward, [...numbers(shape), ...args], result, options);
 }
 
-/** Gradient of {@link normalize} by its input. */
-export function* normalizeBackward(
+/** Gradient of {@link groupNorm} by its input. */
+export function* groupNormBackward(
   gradOutput: Tensor<'float32'>,
   weight: Tensor<'float32'>,
   kept: Pick<Normalized, 'normalized' | 'rstd'>,
-  shape: NormalizeShape,
+  shape: GroupNormShape,
   options?: RunOptions,
 ): Steps<Tensor<'float32'>> {
   const out = zeros(gradOutput.dims);

@@ -1,8 +1,8 @@
-// See normalize.h.
+// See group_norm.h.
 
 // Sum of x - shift, or of its squares, over n elements.
 template <bool kSquares>
-HEDDLE_INLINE double normalize_sum(const float* x, int64_t n, float shift) {
+HEDDLE_INLINE double group_norm_sum(const float* x, int64_t n, float shift) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += 4096) {
     const int64_t end = n - begin < 4096 ? n : begin + 4096;
@@ -28,8 +28,8 @@ HEDDLE_INLINE vf run_weight(const AffineRun& r, int64_t i, int n) {
   return r.each ? part_load(r.weight + i, n) : set1(*r.weight);
 }
 
-HEDDLE_INLINE int64_t affine_runs(const NormalizeArgs& a) { return a.spatial == 1 ? 1 : a.channels / a.groups; }
-HEDDLE_INLINE AffineRun affine_run(const NormalizeArgs& a, int64_t group, int64_t run) {
+HEDDLE_INLINE int64_t affine_runs(const GroupNormArgs& a) { return a.spatial == 1 ? 1 : a.channels / a.groups; }
+HEDDLE_INLINE AffineRun affine_run(const GroupNormArgs& a, int64_t group, int64_t run) {
   const int64_t per_group = a.channels / a.groups, first = group * per_group;
   AffineRun r;
   r.each = a.spatial == 1;
@@ -41,14 +41,14 @@ HEDDLE_INLINE AffineRun affine_run(const NormalizeArgs& a, int64_t group, int64_
   return r;
 }
 
-HEDDLE_INLINE void normalize_row(const NormalizeArgs& a, int64_t row) {
+HEDDLE_INLINE void group_norm_row(const GroupNormArgs& a, int64_t row) {
   const int64_t n = a.channels / a.groups * a.spatial;
   const float* x = a.x + row * n;
   float* to = a.normalized + row * n;
   float* y = a.out + row * n;
   const double inverse = 1.0 / static_cast<double>(n);
-  const float mean = a.centered ? static_cast<float>(normalize_sum<false>(x, n, x[0]) * inverse + x[0]) : 0.0f;
-  const float rstd = static_cast<float>(1.0 / ::sqrt(normalize_sum<true>(x, n, mean) * inverse + a.epsilon));
+  const float mean = static_cast<float>(group_norm_sum<false>(x, n, x[0]) * inverse + x[0]);
+  const float rstd = static_cast<float>(1.0 / ::sqrt(group_norm_sum<true>(x, n, mean) * inverse + a.epsilon));
   a.rstd[row] = rstd;
   for (int64_t i = 0; i < n; i += W) {
     const int count = n - i < W ? static_cast<int>(n - i) : W;
@@ -66,7 +66,7 @@ HEDDLE_INLINE void normalize_row(const NormalizeArgs& a, int64_t row) {
   }
 }
 
-HEDDLE_INLINE void normalize_row_backward(const NormalizeArgs& a, int64_t row) {
+HEDDLE_INLINE void group_norm_row_backward(const GroupNormArgs& a, int64_t row) {
   const int64_t n = a.channels / a.groups * a.spatial;
   const float* g = a.x + row * n;
   const float* to = a.normalized + row * n;
@@ -90,7 +90,7 @@ HEDDLE_INLINE void normalize_row_backward(const NormalizeArgs& a, int64_t row) {
     }
   }
   const double inverse = 1.0 / static_cast<double>(n);
-  const vf shift = set1(a.centered ? static_cast<float>(plain * inverse) : 0.0f);
+  const vf shift = set1(static_cast<float>(plain * inverse));
   const vf slope = set1(static_cast<float>(dot * inverse)), rstd = set1(a.rstd[row]);
   for (int64_t i = 0; i < n; i += W) {
     const int count = n - i < W ? static_cast<int>(n - i) : W;
@@ -99,22 +99,22 @@ HEDDLE_INLINE void normalize_row_backward(const NormalizeArgs& a, int64_t row) {
   }
 }
 
-HEDDLE_INLINE int64_t normalize_grain(const NormalizeArgs& a) {
+HEDDLE_INLINE int64_t group_norm_grain(const GroupNormArgs& a) {
   return 1 + 16384 / (1 + a.channels / a.groups * a.spatial);
 }
 
-Status normalize(const NormalizeArgs& a, const Exec& exec) {
+Status group_norm(const GroupNormArgs& a, const Exec& exec) {
   if (a.channels == 0 || a.spatial == 0) return kOk;
-  const bool done = parallel_for(exec, a.samples * a.groups, normalize_grain(a), [&](int64_t from, int64_t to) {
-    for (int64_t row = from; row < to; ++row) normalize_row(a, row);
+  const bool done = parallel_for(exec, a.samples * a.groups, group_norm_grain(a), [&](int64_t from, int64_t to) {
+    for (int64_t row = from; row < to; ++row) group_norm_row(a, row);
   });
   return done ? kOk : kCancelled;
 }
 
-Status normalize_backward(const NormalizeArgs& a, const Exec& exec) {
+Status group_norm_backward(const GroupNormArgs& a, const Exec& exec) {
   if (a.channels == 0 || a.spatial == 0) return kOk;
-  const bool done = parallel_for(exec, a.samples * a.groups, normalize_grain(a), [&](int64_t from, int64_t to) {
-    for (int64_t row = from; row < to; ++row) normalize_row_backward(a, row);
+  const bool done = parallel_for(exec, a.samples * a.groups, group_norm_grain(a), [&](int64_t from, int64_t to) {
+    for (int64_t row = from; row < to; ++row) group_norm_row_backward(a, row);
   });
   return done ? kOk : kCancelled;
 }

@@ -1,10 +1,9 @@
-/** See native/training/normalize.h. */
-export function normalizeReference(
+/** See native/training/group_norm.h. */
+export function groupNormReference(
   samples: number,
   channels: number,
   spatial: number,
   groups: number,
-  centered: boolean,
   epsilon: number,
   x: Float32Array,
   weight: Float32Array,
@@ -18,10 +17,7 @@ export function normalizeReference(
   for (let row = 0; row < samples * groups; row++) {
     const at = row * n;
     let mean = 0;
-    if (centered) {
-      for (let i = 0; i < n; i++) mean += x[at + i];
-      mean /= n;
-    }
+    for (let i = 0; i < n; i++) mean += x[at + i] / n;
     let variance = 0;
     for (let i = 0; i < n; i++) variance += (x[at + i] - mean) ** 2;
     const scale = 1 / Math.sqrt(variance / n + epsilon);
@@ -36,13 +32,12 @@ export function normalizeReference(
   return 0;
 }
 
-/** See native/training/normalize.h. */
-export function normalizeBackwardReference(
+/** See native/training/group_norm.h. */
+export function groupNormBackwardReference(
   samples: number,
   channels: number,
   spatial: number,
   groups: number,
-  centered: boolean,
   _epsilon: number,
   gradOutput: Float32Array,
   weight: Float32Array,
@@ -64,7 +59,6 @@ export function normalizeBackwardReference(
       mean += h[i] / n;
       dot += (h[i] * normalized[at + i]) / n;
     }
-    if (!centered) mean = 0;
     for (let i = 0; i < n; i++) out[at + i] = rstd[row] * (h[i] - mean - normalized[at + i] * dot);
   }
   return 0;

@@ -1,10 +1,9 @@
-// Layer, RMS and group normalisation for training: the forward keeps what per-sample clipping and the backward need.
+// Group normalisation (Wu and He 2018) for training: the forward keeps what per-sample clipping and the backward need.
 //
 // x [samples, channels, spatial] is cut into groups of channels / groups channels; a row is one sample's group.
-//   x^ = (x - mean) rstd, rstd = 1 / sqrt(mean((x - mean)^2) + epsilon);  without centring, mean = 0
+//   x^ = (x - mean) rstd, rstd = 1 / sqrt(mean((x - mean)^2) + epsilon)
 //   y  = weight_c x^ + bias_c
-//   dx = rstd (h - mean(h) - x^ mean(h x^)), h = weight_c dy; without centring, without mean(h)
-// Layer norm over the last dimension is spatial = 1, groups = 1; RMS norm the same without centring.
+//   dx = rstd (h - mean(h) - x^ mean(h x^)), h = weight_c dy
 //
 // Precision: fp32 lanes in blocks of 4096 elements, blocks added in double; relative error <= 2e-6.
 // Cost: memory; a row is read three times, from cache as long as it fits.
@@ -13,9 +12,8 @@
 
 namespace heddle {
 
-struct NormalizeArgs {
+struct GroupNormArgs {
   int64_t samples = 0, channels = 0, spatial = 1, groups = 1;
-  bool centered = true;
   float epsilon = 1e-5f;
   const float* x = nullptr;       // backward: dy
   const float* weight = nullptr;  // [channels]
@@ -25,7 +23,7 @@ struct NormalizeArgs {
   float* rstd = nullptr;          // [samples, groups], read by the backward
 };
 
-HEDDLE_DECLARE_OP(normalize, NormalizeArgs)
-HEDDLE_DECLARE_OP(normalize_backward, NormalizeArgs)
+HEDDLE_DECLARE_OP(group_norm, GroupNormArgs)
+HEDDLE_DECLARE_OP(group_norm_backward, GroupNormArgs)
 
 }  // namespace heddle
