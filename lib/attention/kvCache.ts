@@ -13,35 +13,11 @@ import {
   writeFloats,
   writeIntegers,
 } from './kvLayout.ts';
+import { KV_CACHE_OPTION_NAMES, KV_CACHE_TYPES, type KVCacheOptions } from './kvOptions.ts';
 import { MAX_HEAD_DIM } from './options.ts';
 
 export type { KVCacheType } from './kvLayout.ts';
-
-export interface KVCacheOptions {
-  /** Heads of keys and values, 1 to 65,536. */
-  keyHeads: number;
-  /** 1 to 512. */
-  headDim: number;
-  /** Default: headDim. */
-  valueDim?: number;
-  /**
-   * Default float32. `int8` and `int4` are symmetric: each vector (one token, one head) is stored as integers of at
-   * most 127 or 7 in magnitude and one float32 scale, largest magnitude / 127 or / 7; `int4` packs two into a byte.
-   */
-  type?: KVCacheType;
-  /** Tokens of a page. Default 64; multiples of 16 waste no memory, multiples of 64 are fastest. */
-  pageSize?: number;
-  /** Pages of the cache; all memory is reserved at once. Give this or `maxBytes`. */
-  pages?: number;
-  /** As many pages as fit into this many bytes. */
-  maxBytes?: number;
-  /**
-   * For sliding windows: keys to the left of a query that must stay, besides its own (`windowLeft` of
-   * {@link decodeAttention}). An append gives back the pages that its first token can no longer see, so that a
-   * sequence of any length needs `ceil((window + tokens of an append) / pageSize) + 1` pages. Positions go on counting.
-   */
-  window?: number;
-}
+export type { KVCacheOptions } from './kvOptions.ts';
 
 interface SequenceState {
   /** From `firstPage` on. */
@@ -55,17 +31,6 @@ interface SequenceState {
 
 /** Positions are 32-bit integers in the kernels. */
 const MAX_TOKENS = 2 ** 31 - 1;
-const NAMES: ReadonlySet<string> = new Set([
-  'keyHeads',
-  'headDim',
-  'valueDim',
-  'type',
-  'pageSize',
-  'pages',
-  'maxBytes',
-  'window',
-]);
-const TYPES: readonly KVCacheType[] = ['float32', 'bfloat16', 'float16', 'int8', 'int4'];
 const FLOATS: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
 
 /**
@@ -98,12 +63,12 @@ export class KVCache {
   #nextId = 0;
 
   constructor(options: KVCacheOptions) {
-    checkOptions(options, NAMES, 'KVCache');
+    checkOptions(options, KV_CACHE_OPTION_NAMES, 'KVCache');
     const o = options ?? ({} as KVCacheOptions);
     this.keyHeads = optionInteger(o.keyHeads, 1, 65536, 'keyHeads');
     this.headDim = optionInteger(o.headDim, 1, MAX_HEAD_DIM, 'headDim');
     this.valueDim = optionInteger(o.valueDim ?? o.headDim, 1, MAX_HEAD_DIM, 'valueDim');
-    this.type = optionChoice(o.type, TYPES, 'float32', 'type');
+    this.type = optionChoice(o.type, KV_CACHE_TYPES, 'float32', 'type');
     this.pageSize = optionInteger(o.pageSize ?? 64, 1, 65536, 'pageSize');
     this.window = o.window === undefined ? undefined : optionInteger(o.window, 0, MAX_TOKENS, 'window');
     this.#keyLayout = pageLayout(this.type, this.headDim, this.pageSize, false);
@@ -174,8 +139,7 @@ export class KVCache {
    */
   append(sequence: number, k: TensorLike, v: TensorLike): void {
     const s = this.#get(sequence);
-    const keys = this.#input(k, this.headDim, 'k');
-    const values = this.#input(v, this.valueDim, 'v');
+    const [keys, values] = [this.#input(k, this.headDim, 'k'), this.#input(v, this.valueDim, 'v')];
     const tokens = keys.dims[0];
     if (values.dims[0] !== tokens) {
       throw new HeddleError('ERR_SHAPE', `v: expected ${tokens} tokens as in k, got ${values.dims[0]}`);
@@ -188,7 +152,7 @@ export class KVCache {
       );
     }
     // Pages that the first new token does not see are given back; those that nobody else holds can be taken at once.
-    const oldest = this.window === undefined ? 0 : Math.max(0, s.length - this.window);
+    const oldest = this.#oldest(s.length);
     const drop = Math.min(s.pages.length, Math.floor(oldest / this.pageSize) - s.firstPage);
     let available = this.#free.length;
     if (this.#readers === 0) {
@@ -263,8 +227,7 @@ export class KVCache {
   truncate(sequence: number, length: number): void {
     const s = this.#get(sequence);
     optionInteger(length, 0, s.length, 'length');
-    const oldest = this.window === undefined ? 0 : Math.max(0, length - this.window);
-    const start = s.firstPage * this.pageSize;
+    const [oldest, start] = [this.#oldest(length), s.firstPage * this.pageSize];
     if (length > 0 && length < s.length && oldest < start) {
       throw new HeddleError(
         'ERR_VALUE',
@@ -273,10 +236,9 @@ export class KVCache {
     }
     if (length < s.length && this.#readers > 0) s.cut = true;
     s.length = length;
-    if (length === 0) for (const page of s.pages.splice(0)) this.#release(page);
-    if (length === 0) s.firstPage = 0;
-    const keep = Math.ceil(length / this.pageSize) - s.firstPage;
+    const keep = Math.max(0, Math.ceil(length / this.pageSize) - s.firstPage);
     while (s.pages.length > keep) this.#release(s.pages.pop()!);
+    if (length === 0) s.firstPage = 0;
   }
 
   /** Ends a sequence and gives its pages back. */
@@ -315,6 +277,11 @@ export class KVCache {
   endRead(): void {
     if (--this.#readers > 0) return;
     this.#free.push(...this.#leaving.splice(0));
+  }
+
+  /** First key that the window shows to a token at `position`. */
+  #oldest(position: number): number {
+    return this.window === undefined ? 0 : Math.max(0, position - this.window);
   }
 
   #open(): PagePools {

@@ -221,3 +221,13 @@ Status decode_parts(const DecodeAttentionArgs& a, const Exec& exec) {
   });
   return done ? kOk : kCancelled;
 }
+
+// Lessons. Measured on a Xeon with two 512-bit ports, 2 cores, about 16 GB/s of stream bandwidth each; D = 128, shares of
+// what a plain read of the same pools reaches between the calls, with one and four query heads per key head:
+// - 32,768 keys: float32 85 and 77 %. 131,072 keys: bfloat16 89 and 76 %, int8 80 to 85 and 59 to 62 %, int4 69 to 83
+//   and 39 to 48 %.
+// - Four rows on int8 and int4 are bound by arithmetic: 48,000 and 44,000 cycles per part and key head with the data in
+//   L2, of which 25,000 are vpdpbusd (24 bits of q and of p take three each). At one row the same data take 31,000 and
+//   17,000. Widening to fp32 needs half as many operations again; fewer bits of q or p miss the bound of 5e-6.
+// Reasoned, not measured one by one: KVCache asks for 2 MiB pages; each chunk fetches the next one while it is computed,
+// the softmax fetches values, and a tile of several units knows the keys of its next unit; q is packed once per call.

@@ -101,10 +101,10 @@ static void scores(bool four, const PartChunk& c, const DotQuery& q, int dim, in
 }
 
 template <bool Four, int R, int C>
-static void value_tile(const PartChunk& c, const int8_t* pieces, int dim, int column, int columns, int32_t* sums, int64_t ahead) {
+static void value_tile(const PartChunk* chunks, int count, const int8_t* part, int dim, int column, int columns,
+                       int32_t* sums, const char* next) {
   constexpr int S = Four ? 2 : 1, G = 4 * S;
-  const int first = c.begin / G, last = (c.end + G - 1) / G, left = dim - column;
-  const char* v = c.values + (int64_t{first} * dim + column) * 4;
+  const int left = dim - column;
   __m512i a[R][3][C];
   HEDDLE_UNROLL(16)
   for (int r = 0; r < R; ++r) {
@@ -114,35 +114,43 @@ static void value_tile(const PartChunk& c, const int8_t* pieces, int dim, int co
       for (int k = 0; k < C; ++k) a[r][i][k] = _mm512_loadu_si512(sums + (r * 3 + i) * columns + column + k * 16);
     }
   }
-  for (int w = first; w < last; ++w) {
-    __m512i u[C][2];
-    HEDDLE_UNROLL(16)
-    for (int k = 0; k < C; ++k) {
-      HEDDLE_PREFETCH(v + k * 64 + ahead);
-      if (C == 1 && left < 16) {
-        alignas(64) char t[64] = {};
-        memcpy(t, v, static_cast<size_t>(left) * 4);
-        load_unsigned<Four>(t, u[k]);
-      } else {
-        load_unsigned<Four>(v + k * 64, u[k]);
-      }
-    }
-    HEDDLE_UNROLL(16)
-    for (int s = 0; s < S; ++s) {
+  for (int n = 0; n < count; ++n) {
+    const PartChunk& c = chunks[n];
+    const int first = c.begin / G, last = (c.end + G - 1) / G;
+    const char* v = c.values + (int64_t{first} * dim + column) * 4;
+    const int8_t* pieces = part + c.at + c.begin;
+    // The first pass over the columns fetches what comes kDotChunks later.
+    const int64_t ahead = next ? next + (c.values - chunks[0].values) - c.values : 0;
+    for (int w = first; w < last; ++w) {
+      __m512i u[C][2];
       HEDDLE_UNROLL(16)
-      for (int r = 0; r < R; ++r) {
-        HEDDLE_UNROLL(16)
-        for (int i = 0; i < 3; ++i) {
-          int32_t x;
-          memcpy(&x, pieces + (r * 3 + i) * kPieceStride + s * 4, 4);
-          const __m512i y = _mm512_set1_epi32(x);
-          HEDDLE_UNROLL(16)
-          for (int k = 0; k < C; ++k) dot(a[r][i][k], u[k][s], y);
+      for (int k = 0; k < C; ++k) {
+        HEDDLE_PREFETCH_L2(v + k * 64 + ahead);
+        if (C == 1 && left < 16) {
+          alignas(64) char t[64] = {};
+          memcpy(t, v, static_cast<size_t>(left) * 4);
+          load_unsigned<Four>(t, u[k]);
+        } else {
+          load_unsigned<Four>(v + k * 64, u[k]);
         }
       }
+      HEDDLE_UNROLL(16)
+      for (int s = 0; s < S; ++s) {
+        HEDDLE_UNROLL(16)
+        for (int r = 0; r < R; ++r) {
+          HEDDLE_UNROLL(16)
+          for (int i = 0; i < 3; ++i) {
+            int32_t x;
+            memcpy(&x, pieces + (r * 3 + i) * kPieceStride + s * 4, 4);
+            const __m512i y = _mm512_set1_epi32(x);
+            HEDDLE_UNROLL(16)
+            for (int k = 0; k < C; ++k) dot(a[r][i][k], u[k][s], y);
+          }
+        }
+      }
+      pieces += G;
+      v += int64_t{dim} * 4;
     }
-    pieces += G;
-    v += int64_t{dim} * 4;
   }
   HEDDLE_UNROLL(16)
   for (int r = 0; r < R; ++r) {
@@ -154,32 +162,35 @@ static void value_tile(const PartChunk& c, const int8_t* pieces, int dim, int co
   }
 }
 
+struct ValueCall {
+  const PartChunk* chunks;
+  int count;
+  const int8_t* pieces;
+  int dim, columns;
+  int32_t* sums;
+  const char* next;
+};
+
 template <bool Four, int R>
-static void value_rows(const PartChunk& c, const int8_t* pieces, int dim, int columns, int32_t* sums, int64_t ahead) {
+static void value_rows(const ValueCall& x) {
   constexpr int C = R == 1 ? 8 : R == 2 ? 4 : 2;
   int column = 0;
-  for (; column + C * 16 <= dim; column += C * 16) {
-    value_tile<Four, R, C>(c, pieces, dim, column, columns, sums, ahead);
+  for (; column + C * 16 <= x.dim; column += C * 16) {
+    value_tile<Four, R, C>(x.chunks, x.count, x.pieces, x.dim, column, x.columns, x.sums, x.next);
   }
-  for (; column < dim; column += 16) {
-    value_tile<Four, R, 1>(c, pieces, dim, column, columns, sums, ahead);
+  for (; column < x.dim; column += 16) {
+    value_tile<Four, R, 1>(x.chunks, x.count, x.pieces, x.dim, column, x.columns, x.sums, x.next);
   }
 }
 
-static void values(bool four, const PartChunk& c, const int8_t* p, int dim, int columns, int rows, int32_t* s, int64_t ahead) {
+static void values(bool four, const PartChunk* chunks, int count, const int8_t* pieces, int dim, int columns, int rows,
+                   int32_t* sums, const char* next) {
+  const ValueCall x{chunks, count, pieces, dim, columns, sums, next};
   switch (rows) {
-    case 1:
-      return four ? value_rows<true, 1>(c, p, dim, columns, s, ahead)
-                  : value_rows<false, 1>(c, p, dim, columns, s, ahead);
-    case 2:
-      return four ? value_rows<true, 2>(c, p, dim, columns, s, ahead)
-                  : value_rows<false, 2>(c, p, dim, columns, s, ahead);
-    case 3:
-      return four ? value_rows<true, 3>(c, p, dim, columns, s, ahead)
-                  : value_rows<false, 3>(c, p, dim, columns, s, ahead);
-    default:
-      return four ? value_rows<true, 4>(c, p, dim, columns, s, ahead)
-                  : value_rows<false, 4>(c, p, dim, columns, s, ahead);
+    case 1: return four ? value_rows<true, 1>(x) : value_rows<false, 1>(x);
+    case 2: return four ? value_rows<true, 2>(x) : value_rows<false, 2>(x);
+    case 3: return four ? value_rows<true, 3>(x) : value_rows<false, 3>(x);
+    default: return four ? value_rows<true, 4>(x) : value_rows<false, 4>(x);
   }
 }
 
@@ -196,6 +207,17 @@ static void split(const float* x, float factor, int count, int8_t* hi, int8_t* m
   }
 }
 
+static int32_t sum(const int8_t* x, int count) {
+  __m512i total = _mm512_setzero_si512();
+  int i = 0;
+  for (; i + 64 <= count; i += 64) dot(total, _mm512_set1_epi8(1), _mm512_loadu_si512(x + i));
+  if (i < count) {
+    const __m512i rest = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i)));
+    dot(total, _mm512_set1_epi8(1), _mm512_zextsi256_si512(_mm512_castsi512_si256(rest)));
+  }
+  return _mm512_reduce_add_epi32(total);
+}
+
 }  // namespace decode_dot
 }  // namespace heddle
 #if defined(__clang__)
@@ -206,7 +228,7 @@ static void split(const float* x, float factor, int count, int8_t* hi, int8_t* m
 
 namespace heddle {
 const DotKernels* dot_kernels(Isa isa) {
-  static const DotKernels kernels{decode_dot::scores, decode_dot::values, decode_dot::split};
+  static const DotKernels kernels{decode_dot::scores, decode_dot::values, decode_dot::split, decode_dot::sum};
   return isa == Isa::kAvx512 && cpu_features().avx512_vnni ? &kernels : nullptr;
 }
 }  // namespace heddle

@@ -8,6 +8,7 @@ constexpr int kPartRows = 16;                  // rows computed together
 constexpr int kMicroRows = 4;                  // rows of a micro-kernel
 constexpr int kChunk = 64;                     // slots of a chunk at most
 constexpr int kScoreSlack = 16;                // before the first and after the last key of a part
+constexpr int kDotChunks = 4;                  // chunks whose values the integer kernels take in one go: they fit into L1
 constexpr int kPartStride = kDecodePart + 48;  // floats of a row of scores: its slack, and no power of two
 
 // Slots [begin, end) of one page, at most kChunk of them from a multiple of 16 on.
@@ -52,11 +53,14 @@ inline PartQuery part_query(char* base, int64_t dim) {
 struct DotKernels {
   // scores + (chunk.at + slot) of `rows` rows at kPartStride. `ahead`: bytes from this chunk's keys to what comes next.
   void (*scores)(bool four, const PartChunk& chunk, const DotQuery& q, int dim, int rows, float* scores, int64_t ahead);
-  // sums[row][3][columns] += pieces[row][3][slot - chunk.begin's word] (at kPieceStride) times values.
-  void (*values)(bool four, const PartChunk& chunk, const int8_t* pieces, int dim, int columns, int rows, int32_t* sums,
-                 int64_t ahead);
+  // sums[row][3][columns] += pieces[row][3][key inside the part] (at kPieceStride) times values, for chunks that begin
+  // and end with whole words. `next`: what is read after them.
+  void (*values)(bool four, const PartChunk* chunks, int count, const int8_t* pieces, int dim, int columns, int rows,
+                 int32_t* sums, const char* next);
   // Three signed bytes of each weight times `factor`; count is a multiple of 16.
   void (*split)(const float* x, float factor, int count, int8_t* hi, int8_t* mid, int8_t* lo);
+  // Sum of signed bytes; count is a multiple of 32.
+  int32_t (*sum)(const int8_t* x, int count);
 };
 const DotKernels* dot_kernels(Isa isa);
 

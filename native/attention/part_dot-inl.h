@@ -104,29 +104,33 @@ static void dot_values(const DotKernels& dot, const PartScratch& m, int64_t chun
       }
       dot.split(row + begin, inverse, end - begin, piece + begin, piece + kPieceStride + begin, piece + 2 * kPieceStride + begin);
       for (int i = 0; i < 3; ++i) {
-        int32_t s = 0;
-        for (int j = begin; j < end; ++j) s += piece[i * kPieceStride + j];
-        sum[r][i] = s;
+        sum[r][i] = dot.sum(piece + i * kPieceStride + begin, end - begin);
       }
     }
     for (int64_t i = 0; i < n * 3 * stride; ++i) m.products[i] = 0;
-    for (int64_t i = 0; i < chunks; ++i) {
-      const PartChunk& c = m.chunks[i];
-      const int base = c.begin / G * G, stop = (c.end + G - 1) / G * G;
-      const int64_t ahead = bytes_ahead(m, chunks, i, true);
-      const int8_t* piece = m.pieces + kChunk + c.at + base;
-      if (base == c.begin && stop == c.end) {
-        dot.values(four, c, piece, columns, static_cast<int>(stride), n, m.products, ahead);
+    const int8_t* pieces = m.pieces + kChunk;
+    auto whole = [](const PartChunk& c) { return c.begin % G == 0 && c.end % G == 0; };
+    for (int64_t i = 0; i < chunks;) {
+      int64_t stop = i;
+      while (stop < chunks && stop - i < kDotChunks && whole(m.chunks[stop])) ++stop;
+      if (stop > i) {
+        const char* next = stop < chunks ? m.chunks[stop].values : m.next;
+        dot.values(four, m.chunks + i, static_cast<int>(stop - i), pieces, columns, static_cast<int>(stride), n, m.products, next);
+        i = stop;
         continue;
       }
-      // A word that is shared with slots of another page or part: their weights must not count here.
+      // Words that are shared with slots of another page or part: their weights must not count here.
+      PartChunk c = m.chunks[i++];
+      const int base = c.begin / G * G, size = c.end - c.begin;
       alignas(64) int8_t own[kMicroRows * 3 * kPieceStride];
       for (int k = 0; k < n * 3; ++k) {
         int8_t* to = own + k * kPieceStride;
         memset(to, 0, kChunk + 8);
-        memcpy(to + c.begin - base, piece + k * kPieceStride + c.begin - base, static_cast<size_t>(c.end - c.begin));
+        memcpy(to + c.begin - base, pieces + k * kPieceStride + c.at + c.begin, static_cast<size_t>(size));
       }
-      dot.values(four, c, own, columns, static_cast<int>(stride), n, m.products, ahead);
+      c.at = -base;
+      c.begin = base;
+      dot.values(four, &c, 1, own, columns, static_cast<int>(stride), n, m.products, nullptr);
     }
     for (int r = 0; r < n; ++r) {
       const int bias = four ? 8 : 128;

@@ -158,7 +158,7 @@ describe('KVCache', () => {
     ] as const) {
       const cache = new KVCache({ keyHeads: 2, headDim: 4, type, pages: 1 });
       const id = cache.create();
-      const data = Float32Array.from([1, -2, 0.3, 1.9, 100, -52, 3, 7]);
+      const data = Float32Array.from([1.1, -2, 0.3, 1.9, 100, -52, 3, 7]);
       cache.append(id, new Tensor('float32', data, [1, 2, 4]), new Tensor('float32', data, [1, 2, 4]));
       const { keys, values } = cache.read(id, 0, 1);
       expect(values.data).toEqual(keys.data);

@@ -8,7 +8,7 @@ import {
   type StreamAttentionOptions,
   streamAttention,
 } from '../../lib/attention/index.ts';
-import { encodeFloats, type FloatType } from '../../lib/dtype.ts';
+import { decodeFloats, encodeFloats, type FloatType } from '../../lib/dtype.ts';
 import { type DTypeArrays, Tensor } from '../../lib/index.ts';
 import { compareOutputs, sameBits } from '../cases/case.ts';
 import { Random } from '../cases/random.ts';
@@ -123,9 +123,7 @@ describe.each(everywhere)('streamAttention on $name', ({ options: backend, use }
     expect(r.keys).toBe(total);
     expect(r.output.dims).toEqual([s.queries, s.heads, s.valueDim]);
     const floats = (t: Tensor<FloatType>, dims: number[]) =>
-      t.type === 'float32'
-        ? new Tensor('float32', t.data as Float32Array, dims)
-        : new Tensor('float32', Float32Array.from(decode(t)), dims);
+      new Tensor('float32', decodeFloats(t.data, t.type), dims);
     const dims = [s.queries * s.heads * s.valueDim];
     const bound = { float32: 5e-6, float16: 1e-3, bfloat16: 5e-3 }[type];
     expect(compareOutputs([floats(r.output, dims)], [floats(whole.output, dims)]).relative).toBeLessThan(
@@ -212,20 +210,6 @@ describe.each(everywhere)('streamAttention on $name', ({ options: backend, use }
     expect(Array.from(second).every(Number.isNaN)).toBe(true);
   });
 });
-
-function decode(t: Tensor<FloatType>): number[] {
-  const view = new DataView(new ArrayBuffer(4));
-  return Array.from(t.data as Uint16Array, (bits) => {
-    if (t.type === 'bfloat16') {
-      view.setUint32(0, bits << 16);
-      return view.getFloat32(0);
-    }
-    const sign = bits & 0x8000 ? -1 : 1;
-    const exponent = (bits >> 10) & 31;
-    const fraction = bits & 1023;
-    return sign * (exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15));
-  });
-}
 
 describe('sources of streamAttention', () => {
   const random = new Random(9);

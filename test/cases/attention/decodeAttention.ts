@@ -170,10 +170,9 @@ function firstHead(cache: KVCache, id: number, q: Tensor<FloatType>, shape: Deco
       out.set(t.data.subarray(i * keyHeads * dim, i * keyHeads * dim + dim), i * dim);
     return new Tensor('float32', out, [t.dims[0], 1, dim]);
   };
-  for (let at = 0; at < lengths[0]; at += DRAWN) {
-    const { keys, values } = cache.read(id, at, Math.min(at + DRAWN, lengths[0]));
-    exact.append(own, column(keys), column(values));
-  }
+  const drawn = cache.read(id, 0, Math.min(DRAWN, lengths[0])); // the rest repeats them
+  const [keys, values] = [column(drawn.keys), column(drawn.values)];
+  for (let at = 0; at < lengths[0]; at += DRAWN) exact.append(own, keys, values);
   const first = new Tensor('float32', q.data.slice(0, group * dim) as Float32Array, [1, 1, group, dim]);
   const run = (o: OpOptions) =>
     outputs(decodeAttentionSync(first, exact, { ...o, sequences: [own], returnLogSumExp: true }));
