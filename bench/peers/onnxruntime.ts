@@ -38,7 +38,40 @@ const OPS: Record<string, (spec: PeerSpec) => OnnxWork> = {
   route_softmax_topk: routeSoftmaxTopK,
   moe,
   qmoe,
+  attention,
 };
+
+/** com.microsoft MultiHeadAttention: fp32, q, k, v as `[batch, sequence, heads * dim]`; causal is `unidirectional`. */
+function attention(spec: PeerSpec): OnnxWork {
+  const [batch, queries, keys, heads, dim] = ['batch', 'queries', 'keys', 'heads', 'dim'].map((n) =>
+    Number(spec[n]),
+  );
+  const input = (name: string, length: number) => ({
+    name,
+    type: ONNX_FLOAT,
+    dims: [batch, length, heads * dim],
+  });
+  const inputs = [input('q', queries), input('k', keys), input('v', keys)];
+  const graph: OnnxGraph = {
+    nodes: [
+      {
+        op: 'MultiHeadAttention',
+        domain: 'com.microsoft',
+        inputs: ['q', 'k', 'v'],
+        outputs: ['y'],
+        attributes: { num_heads: heads, unidirectional: spec['causal'] ? 1 : 0 },
+      },
+    ],
+    constants: [],
+    inputs,
+    outputs: [input('y', queries)],
+  };
+  const random = new Random(1);
+  const feeds = Object.fromEntries(
+    inputs.map((t) => [t.name, random.normals(t.dims.reduce((a, b) => a * b))]),
+  );
+  return { graph, feeds };
+}
 
 /** Softmax, TopK and, where wanted, the division by the sum: what an exported router becomes. */
 function routeSoftmaxTopK(spec: PeerSpec): OnnxWork {

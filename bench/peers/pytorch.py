@@ -212,6 +212,42 @@ def randn(count):
     return lambda: torch.randn(count)
 
 
+
+@op
+def attention(batch, queries, keys, heads, key_heads, dim, causal=False, window=0, layout="sequence", backward=False,
+              type="float32"):
+    """scaled_dot_product_attention on [batch, sequence, heads, dim]; `window` as a dense mask, for it has no other.
+
+    layout "frames": q, k, v are [batch / patches, frames, patches, heads, dim] and attend over the frames, by views.
+    """
+
+    def tensor(length, n):
+        x = normals(batch, length, n, dim, type=type)
+        if layout == "frames":  # sequences of a batch lie beside each other
+            x = normals(length, batch, n, dim, type=type).transpose(0, 1)
+        return x.transpose(1, 2).requires_grad_(backward)
+
+    with torch.inference_mode(False):
+        q, k, v = tensor(queries, heads), tensor(keys, key_heads), tensor(keys, key_heads)
+    mask = None
+    if window:
+        i, j = torch.arange(queries)[:, None] + keys - queries, torch.arange(keys)[None, :]
+        mask = (j <= i) & (j >= i - window)
+    options = {"attn_mask": mask, "is_causal": causal and not window, "enable_gqa": heads != key_heads}
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    if not backward:
+        return lambda: sdpa(q, k, v, **options)
+    with torch.inference_mode(False), torch.enable_grad():
+        out = sdpa(q, k, v, **options)
+        g = torch.randn_like(out)
+
+    def call():
+        with torch.inference_mode(False):
+            return torch.autograd.grad(out, (q, k, v), g, retain_graph=True)
+
+    return call
+
+
 def sample(call, seconds):
     times, batch = [], 1
     end = time.perf_counter() + seconds

@@ -64,27 +64,43 @@ HEDDLE_INLINE void with_rows(int rows, const F& f) {
   f.template run<R>();
 }
 
-struct ScoresCall {
+// Products of rows with the keys of the runs below `limit`; beyond it scores are left as they are.
+template <int QR, int QD>
+struct ScoresOf {
   const float *q, *keys;
   int dim;
   const Run* runs;
-  int run_count;
+  int run_count, limit;
   float* scores;
+  Lines lines;  // fetched a share per tile
   template <int R>
   inline void run() const {
     for (int n = 0; n < run_count; ++n) {
-      for (int j = runs[n].begin * kSub; j < runs[n].end * kSub; j += kColumns) {
-        score_tile<R>(q, keys + int64_t{j} * dim, dim, scores + j);
+      const int begin = runs[n].begin * kSub, end = runs[n].end * kSub < limit ? runs[n].end * kSub : limit;
+      for (int j = begin; j < end; j += kColumns) {
+        Lines some = lines;
+        if (QD == 1) {
+          const int64_t count = lines.end - lines.next, tiles = (end - begin + kColumns - 1) / kColumns;
+          const int64_t tile = (j - begin) / kColumns;
+          some = {lines.next + count * tile / tiles, lines.next + count * (tile + 1) / tiles, lines.bytes};
+        }
+        if (end - j > W) {
+          score_tile<R, 2, QR, QD>(q, keys + int64_t{j} * dim, dim, scores + j, some);
+        } else {
+          score_tile<R, 1, QR, QD>(q, keys + int64_t{j} * dim, dim, scores + j, some);
+        }
       }
     }
   }
 };
+using ScoresCall = ScoresOf<1, kRowStride>;       // q packed
+using RowScoresCall = ScoresOf<kQueryStride, 1>;  // q as rows
 
 struct ValuesCall {
   const float *weights, *values;
   int panel, value_dim;
   const Run* runs;
-  int run_count;
+  int run_count, limit;
   const float* alpha;
   float* sums;
   int64_t stride;
@@ -93,9 +109,9 @@ struct ValuesCall {
     for (int c = 0; c < value_dim; c += kColumns) {
       const float* v = values + int64_t{c} * panel;
       if (value_dim - c > W) {
-        value_tile<R, 2>(weights, v, runs, run_count, alpha, sums + c, stride);
+        value_tile<R, 2>(weights, v, runs, run_count, limit, alpha, sums + c, stride);
       } else {
-        value_tile<R, 1>(weights, v, runs, run_count, alpha, sums + c, stride);
+        value_tile<R, 1>(weights, v, runs, run_count, limit, alpha, sums + c, stride);
       }
     }
   }
@@ -126,9 +142,10 @@ HEDDLE_INLINE void attend_rows(const AttentionProblem& p, const Sequence& s, con
     }
   }
   if (!run_count) return;
-  const int64_t stride = whole_columns(p.value_dim);
+  const int64_t stride = whole_columns(p.value_dim), left = s.keys - panel.key;
+  const int limit = left < panel.size ? static_cast<int>(left) : panel.size;
   with_rows<kRows>(count, ScoresCall{m.query + first / kRows * p.head_dim * kRowStride, m.keys, p.head_dim, runs, run_count,
-                                        m.scores});
+                                     limit, m.scores, {}});
   const float factor = transform ? kLog2e : p.scale * kLog2e;
   alignas(64) float alpha[kRowStride] = {}, shift[kRowStride] = {}, sum[kRowStride] = {};
   for (int r = 0; r < count; ++r) {
@@ -147,12 +164,13 @@ HEDDLE_INLINE void attend_rows(const AttentionProblem& p, const Sequence& s, con
   for (int r = 0; r < count; ++r) {
     float* row = m.scores + r * kScoreStride;
     sum[r] = exp_row(row, runs, run_count, factor, shift[r] == kNegInf ? 0.0f : shift[r]);
+    if (s.keys == 1) set_only_weight(row, &sum[r]);
     m.shift[first + r] = shift[r];
     m.total[first + r] = m.total[first + r] * alpha[r] + sum[r];
   }
   float* sums = m.sums + first * stride;
   if (panel.finite) {
-    with_rows<kRows>(count, ValuesCall{m.scores, m.values, panel.size, p.value_dim, runs, run_count, alpha, sums, stride});
+    with_rows<kRows>(count, ValuesCall{m.scores, m.values, panel.size, p.value_dim, runs, run_count, limit, alpha, sums, stride});
     return;
   }
   for (int c = 0; c < p.value_dim; c += kColumns) {
@@ -192,12 +210,13 @@ HEDDLE_INLINE void finish_row(const AttentionArgs& a, const AttentionUnit& u, co
     }
   }
   const bool empty = shift == kNegInf && total == 0.0f;  // a row of only NaN logits has total NaN
+  factor /= total;
   const bool prefix = p.is_prefix(row.position);
   const int64_t at = prefix ? p.prefix_at(s, p.query_heads, row.head) : p.lse_at(s, row.position, row.head);
   const int64_t out = prefix ? at * p.value_dim : p.output_at(s, row.position, row.head);
   for (int c = 0; c < p.value_dim; c += W) {
     vf o = set1(0.0f);
-    if (!empty) o = div(mul(load(sums + c), set1(factor)), set1(total));
+    if (!empty) o = mul(load(sums + c), set1(factor));
     if (empty && mean) o = load(mean + c);
     store_float(prefix ? a.prefix_output : a.output, prefix ? DType::kFloat32 : p.type, out + c, o, p.value_dim - c);
   }
@@ -215,7 +234,8 @@ HEDDLE_INLINE KeyRange unit_range(const AttentionProblem& p, const AttentionUnit
 }
 
 HEDDLE_INLINE RowView view_row(const AttentionProblem& p, const AttentionUnit& u, int64_t row) {
-  const int64_t group = p.group(), i = u.begin + row / group;
+  const int64_t group = p.group(), i = u.begin + (group == 1 ? row : row / group);
+  if (group == 1) return {i, static_cast<int32_t>(u.key_head), key_range(p, u.sequence, i)};
   return {i, static_cast<int32_t>(u.key_head * group + row % group), key_range(p, u.sequence, i)};
 }
 
@@ -250,8 +270,11 @@ HEDDLE_INLINE void attend_panel(const AttentionProblem& p, const AttentionUnit& 
   }
 }
 
-static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
+#include "attention/short-inl.h"
+
+static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u, const AttentionUnit* next) {
   const AttentionProblem& p = a.problem;
+  if (is_short(p, u.sequence)) return attend_short(a, u, next);
   const int64_t bytes = unit_scratch(p, u.end - u.begin, nullptr).floats * 4;
   float* base = static_cast<float*>(attention_scratch(bytes));
   if (!base) return false;
@@ -286,8 +309,11 @@ static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u) {
 Status attention_units(const AttentionArgs& a, const Exec& exec) {
   Failure failure;
   const bool done = parallel_for(exec, a.plan->units, a.plan->grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (!attend_unit(a, unit_of(a.problem, *a.plan, i))) failure.set();
+    AttentionUnit u = unit_of(a.problem, *a.plan, begin), next = u;
+    for (int64_t i = begin; i < end; ++i, u = next) {
+      const bool more = i + 1 < end;
+      if (more) next = unit_of(a.problem, *a.plan, i + 1);
+      if (!attend_unit(a, u, more ? &next : nullptr)) failure.set();
     }
   });
   if (failure.get()) return kNoMemory;

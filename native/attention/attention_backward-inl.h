@@ -243,6 +243,8 @@ HEDDLE_INLINE void backward_block(const BackwardUnit& u, int64_t first, int64_t 
   }
   if (!run_count) return;
   pack_rows(u, rows, count);
+  const int64_t left = u.s.keys - panel_key;
+  const int limit = left < panel ? static_cast<int>(left) : panel;
   alignas(64) float ones[kRowStride];
   for (float& x : ones) x = 1.0f;
   const int columns = whole_columns(p.head_dim);
@@ -251,15 +253,15 @@ HEDDLE_INLINE void backward_block(const BackwardUnit& u, int64_t first, int64_t 
     float *w = m.weights + r * kScoreStride, *g = m.slopes + r * kScoreStride;
     const float* q = m.query + int64_t{r / kRows} * p.head_dim * kRowStride;
     const float* up = m.upstream + int64_t{r / kRows} * p.value_dim * kRowStride;
-    with_rows<kRows>(n, ScoresCall{q, m.keys, p.head_dim, runs, run_count, w});
-    with_rows<kRows>(n, ScoresCall{up, m.values, p.value_dim, runs, run_count, g});
+    with_rows<kRows>(n, ScoresCall{q, m.keys, p.head_dim, runs, run_count, limit, w, {}});
+    with_rows<kRows>(n, ScoresCall{up, m.values, p.value_dim, runs, run_count, limit, g, {}});
     for (int i = 0; i < n; ++i) {
       backward_row(u.a, u.s, rows[r + i], transform, panel_key, runs, run_count, m.shift[first + r + i],
                    m.delta[first + r + i], w + i * kScoreStride, g + i * kScoreStride);
     }
     float* sums = m.query_sums + (first + r) * columns;
     if (finite) {
-      with_rows<kRows>(n, ValuesCall{g, m.key_rows, panel, p.head_dim, runs, run_count, ones, sums, columns});
+      with_rows<kRows>(n, ValuesCall{g, m.key_rows, panel, p.head_dim, runs, run_count, limit, ones, sums, columns});
       continue;
     }
     for (int c = 0; c < p.head_dim; c += kColumns) {

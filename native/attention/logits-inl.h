@@ -61,12 +61,17 @@ HEDDLE_INLINE const uint8_t* block_row(const AttentionProblem& p, const Sequence
   return p.block_mask + s.batch * p.block_stride[0] + row.head * p.block_stride[1] + block * p.block_stride[2];
 }
 
-// Lanes of `row` that see keys [key, key + W) of the sequence; n of them exist.
-HEDDLE_INLINE vm visible_lanes(const AttentionProblem& p, const Sequence& s, const RowView& row, int64_t key, int n) {
-  const int64_t below = row.range.lo - key, above = row.range.hi - key;
+// Lanes of keys [key, key + W) inside a range.
+HEDDLE_INLINE vm range_lanes(KeyRange range, int64_t key) {
+  const int64_t below = range.lo - key, above = range.hi - key;
   const int lo = below < 0 ? 0 : below > W ? W : static_cast<int>(below);
   const int hi = above < 0 ? 0 : above > W ? W : static_cast<int>(above);
-  vm seen = mask_and(first_n(hi), mask_not(first_n(lo)));
+  return mask_and(first_n(hi), mask_not(first_n(lo)));
+}
+
+// Lanes of `row` that see keys [key, key + W) of the sequence; n of them exist.
+HEDDLE_INLINE vm visible_lanes(const AttentionProblem& p, const Sequence& s, const RowView& row, int64_t key, int n) {
+  vm seen = range_lanes(row.range, key);
   const int64_t query = s.query_begin + row.position, at = s.key_begin + key;
   if (p.query_ids) {
     const int32_t id = p.query_ids[s.batch * p.query_id_stride + query];
@@ -121,14 +126,17 @@ HEDDLE_INLINE void mask_sub(const AttentionProblem& p, const Sequence& s, const 
   if (!transform && row.range.lo <= key && row.range.hi >= key + kSub) return;
   for (int j = 0; j < kSub; j += W) {
     float* at = scores + sub * kSub + j;
+    if (!transform) {
+      store(at, select(range_lanes(row.range, key + j), load(at), set1(kNegInf)));
+      continue;
+    }
     const int64_t left = s.keys - key - j;
     const int n = left > W ? W : static_cast<int>(left);
     if (n <= 0) {
       store(at, set1(kNegInf));
       continue;
     }
-    vf z = load(at);
-    if (transform) z = logit_lanes(p, s, row, key + j, n, z, nullptr);
+    const vf z = logit_lanes(p, s, row, key + j, n, load(at), nullptr);
     store(at, select(visible_lanes(p, s, row, key + j, n), z, set1(kNegInf)));
   }
 }

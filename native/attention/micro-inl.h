@@ -101,26 +101,43 @@ HEDDLE_INLINE bool pack_values(const Vectors& x, const int64_t* at, int sub, int
   return reduce_max(select(eq(check, zero), zero, set1(1.0f))) == 0.0f;
 }
 
-template <int R>
-static void score_tile(const float* q, const float* k, int dim, float* s) {
-  vf a[R][2];
+// Vectors of memory to fetch, each of `bytes`; a tile takes a few.
+struct Lines {
+  const char *const *next, *const *end;
+  int64_t bytes;
+};
+
+// Products of R rows with C vectors of keys; element d of row r is q[r * QR + d * QD].
+template <int R, int C, int QR, int QD>
+static void score_tile(const float* q, const float* k, int dim, float* s, Lines lines) {
+  vf a[R][C];
   HEDDLE_UNROLL(16)
-  for (int r = 0; r < R; ++r) a[r][0] = a[r][1] = set1(0.0f);
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < C; ++c) a[r][c] = set1(0.0f);
+  }
+  int64_t at = 0;  // of the vector that is fetched, a line per step
   for (int d = 0; d < dim; ++d) {
-    const vf k0 = load(k), k1 = load(k + W);
+    vf b[C];
+    for (int c = 0; c < C; ++c) b[c] = load(k + c * W);
     HEDDLE_UNROLL(16)
     for (int r = 0; r < R; ++r) {
-      const vf x = set1(q[r]);
-      a[r][0] = fma(x, k0, a[r][0]);
-      a[r][1] = fma(x, k1, a[r][1]);
+      const vf x = set1(q[r * QR]);
+      for (int c = 0; c < C; ++c) a[r][c] = fma(x, b[c], a[r][c]);
+    }
+    if (QD == 1 && lines.next < lines.end) {
+      HEDDLE_PREFETCH_L2(*lines.next + at);
+      at += 64;
+      if (at >= lines.bytes) {
+        at = 0;
+        ++lines.next;
+      }
     }
     k += kColumns;
-    q += kRowStride;
+    q += QD;
   }
   HEDDLE_UNROLL(16)
   for (int r = 0; r < R; ++r) {
-    store(s + r * kScoreStride, a[r][0]);
-    store(s + r * kScoreStride + W, a[r][1]);
+    for (int c = 0; c < C; ++c) store(s + r * kScoreStride + c * W, a[r][c]);
   }
 }
 
@@ -141,17 +158,22 @@ HEDDLE_INLINE float exp_row(float* s, const Run* runs, int run_count, float fact
   return reduce_add(add(sum[0], sum[1]));
 }
 
-// o = o * alpha + p v for C vectors of columns.
+// One key has weight 1: 2^(s * factor - shift) is 1 but for a rounding, which would show in a row that is a value.
+HEDDLE_INLINE void set_only_weight(float* s, float* sum) {
+  if (*sum > 0.0f) s[0] = *sum = 1.0f;
+}
+
+// o = o * alpha + p v for C vectors of columns, over the keys of the runs below `limit`; without alpha o = p v.
 template <int R, int C>
-static void value_tile(const float* p, const float* v, const Run* runs, int run_count, const float* alpha, float* o,
-                   int64_t o_stride) {
+static void value_tile(const float* p, const float* v, const Run* runs, int run_count, int limit, const float* alpha,
+                       float* o, int64_t o_stride) {
   vf a[R][C];
   HEDDLE_UNROLL(16)
   for (int r = 0; r < R; ++r) {
     for (int c = 0; c < C; ++c) a[r][c] = set1(0.0f);
   }
   for (int n = 0; n < run_count; ++n) {
-    const int begin = runs[n].begin * kSub, end = runs[n].end * kSub;
+    const int begin = runs[n].begin * kSub, end = runs[n].end * kSub < limit ? runs[n].end * kSub : limit;
     const float* row = v + int64_t{begin} * kColumns;
     for (int k = begin; k < end; ++k) {
       vf b[C];
@@ -163,6 +185,13 @@ static void value_tile(const float* p, const float* v, const Run* runs, int run_
       }
       row += kColumns;
     }
+  }
+  if (!alpha) {
+    HEDDLE_UNROLL(16)
+    for (int r = 0; r < R; ++r) {
+      for (int c = 0; c < C; ++c) store(o + r * o_stride + c * W, a[r][c]);
+    }
+    return;
   }
   HEDDLE_UNROLL(16)
   for (int r = 0; r < R; ++r) {

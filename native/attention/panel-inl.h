@@ -7,6 +7,7 @@ constexpr int kColumns = 2 * W;                      // of a micro-kernel
 constexpr int kSub = 32;                             // keys that are computed or skipped together
 constexpr int kMaxPanel = 512;                       // keys packed together
 constexpr int kScoreStride = kMaxPanel + 16;         // not a power of two: rows would alias in L1
+constexpr int kQueryStride = 512 + 16;               // of q as rows: the largest head dim
 static_assert(kSub % kColumns == 0, "a sub-panel is whole micro-kernels");
 
 // Keys of a panel: K and V together at most half a MiB. It depends on the head dims alone, as the sums do.

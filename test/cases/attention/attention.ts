@@ -6,7 +6,7 @@ import {
 } from '../../../lib/attention/attention.ts';
 import { decodeFloats, encodeFloats, type FloatType } from '../../../lib/dtype.ts';
 import { type DType, type DTypeArrays, Tensor } from '../../../lib/tensor.ts';
-import type { OpCase } from '../case.ts';
+import type { CaseSlice, OpCase, PeerName, PeerSpec } from '../case.ts';
 import type { Random } from '../random.ts';
 
 /** Sizes of one case; lengths may differ between queries and keys, dims between keys and values. */
@@ -39,6 +39,12 @@ export interface AttentionShape {
   fused?: boolean;
   bench?: boolean;
 }
+
+/** 256 lengths from 1 to 512, evenly spread and shuffled by a generator of period 256. */
+const PACKED: [number, number][] = Array.from({ length: 256 }, (_, i) => {
+  const n = 1 + 2 * ((i * 77 + 31) % 256);
+  return [n, n];
+});
 
 export const attentionShapes: AttentionShape[] = [
   { name: 'plain', batch: 2, queries: 37, keys: 53, heads: 3, dim: 64 },
@@ -193,14 +199,32 @@ export const attentionShapes: AttentionShape[] = [
   },
   { name: 'fp16', queries: 37, keys: 653, heads: 4, keyHeads: 2, dim: 64, type: 'float16', causal: true },
   { name: 'fp16 d5', queries: 20, keys: 33, heads: 1, dim: 5, type: 'float16', window: [3, 3] },
+  { name: 'joint', queries: 1024, keys: 1024, heads: 12, dim: 64, bench: true },
   { name: 'joint', queries: 4096, keys: 4096, heads: 12, dim: 64, bench: true },
   { name: 'joint causal', queries: 4096, keys: 4096, heads: 12, dim: 64, causal: true, bench: true },
   { name: 'joint', queries: 4096, keys: 4096, heads: 12, dim: 64, type: 'bfloat16', bench: true },
   { name: 'spatial', batch: 64, queries: 196, keys: 196, heads: 12, dim: 64, bench: true },
+  { name: 'spatial', batch: 64, queries: 196, keys: 196, heads: 12, dim: 64, type: 'bfloat16', bench: true },
   { name: 'temporal', batch: 196, queries: 64, keys: 64, heads: 12, dim: 64, bench: true },
+  { name: 'temporal', batch: 196, queries: 64, keys: 64, heads: 12, dim: 64, type: 'bfloat16', bench: true },
+  { name: 'temporal', batch: 392, queries: 32, keys: 32, heads: 12, dim: 64, bench: true },
   { name: 'temporal', batch: 784, queries: 16, keys: 16, heads: 12, dim: 64, bench: true },
   { name: 'decoder', queries: 2048, keys: 2048, heads: 8, dim: 128, causal: true, bench: true },
-  { name: 'GQA', queries: 2048, keys: 2048, heads: 16, keyHeads: 2, dim: 64, causal: true, bench: true },
+  { name: 'decoder', queries: 2048, keys: 2048, heads: 8, dim: 128, bench: true },
+  { name: 'GQA 8:1', queries: 2048, keys: 2048, heads: 16, keyHeads: 2, dim: 64, causal: true, bench: true },
+  { name: 'GQA 1:1', queries: 2048, keys: 2048, heads: 16, dim: 64, causal: true, bench: true },
+  {
+    name: 'window 4096',
+    queries: 32768,
+    keys: 32768,
+    heads: 8,
+    keyHeads: 2,
+    dim: 128,
+    causal: true,
+    window: [4095, 0],
+    bench: true,
+  },
+  { name: 'packed 1..512', segments: PACKED, queries: 0, keys: 0, heads: 12, dim: 64, bench: true },
 ];
 
 /** Inputs and options of a shape, drawn. */
@@ -301,21 +325,72 @@ export const TOLERANCE: Readonly<Record<FloatType, number>> = {
   bfloat16: 5e-3,
 };
 
+/** The last queries of a timed shape: what the reference computes of it. */
+function lastQueries(shape: AttentionShape, d: AttentionData): CaseSlice {
+  const { batch = 1, heads, keyHeads = heads, dim, valueDim = dim } = shape;
+  const [queries, keys] = totals(shape);
+  const last = shape.segments?.at(-1);
+  const rows = last ? last[0] : Math.min(queries, 16);
+  const seen = last ? last[1] : keys;
+  const tail = (t: Tensor<FloatType>, length: number, n: number, size: number) =>
+    new Tensor(t.type, t.data.slice(t.data.length - length * n * size) as never, [1, length, n, size]);
+  const q = tail(d.q, rows, heads, dim);
+  const [k, v] = [tail(d.k, seen, keyHeads, dim), tail(d.v, seen, keyHeads, valueDim)];
+  const { segments: _, ...options } = d.options;
+  const pairs = shape.segments?.reduce((sum, [a, b]) => sum + a * b, 0) ?? batch * queries * keys;
+  return {
+    fraction: (rows * seen) / pairs,
+    of([output, lse]) {
+      const values = output.data.slice(output.data.length - rows * heads * valueDim) as Float32Array;
+      const sums = Float32Array.from({ length: heads * rows }, (_, i) =>
+        Number(lse.data[((batch - 1) * heads + Math.floor(i / rows) + 1) * queries - rows + (i % rows)]),
+      );
+      return [
+        new Tensor('float32', values, [1, rows, heads, valueDim]),
+        new Tensor('float32', sums, [1, heads, rows]),
+      ];
+    },
+    prepared: {
+      run: (o) => outputs(attentionSync(q, k, v, { ...options, ...o })),
+      runAsync: async (o) => outputs(await attention(q, k, v, { ...options, ...o })),
+    },
+  };
+}
+
+/** The same work in PyTorch and, for fp32 without windows and groups, in onnxruntime; packed lengths are padded. */
+export function attentionPeers(shape: AttentionShape): Partial<Record<PeerName, PeerSpec>> {
+  const { heads, keyHeads = heads, dim, type = 'float32', causal = false, window } = shape;
+  const longest = (i: number) => Math.max(...(shape.segments ?? []).map((s) => s[i]));
+  const [queries, keys] = shape.segments ? [longest(0), longest(1)] : [shape.queries, shape.keys];
+  const batch = shape.segments?.length ?? shape.batch ?? 1;
+  const spec: PeerSpec = { op: 'attention', batch, queries, keys, heads, dim, causal };
+  const pytorch = { ...spec, key_heads: keyHeads, window: window?.[0] ?? 0, type };
+  if (type !== 'float32' || keyHeads !== heads || window) return { pytorch };
+  return { pytorch, onnxruntime: spec };
+}
+
 /** Attention cases: flash-attention's and FlashInfer's shapes, every option, every type. */
 export const attentionCases: OpCase[] = attentionShapes.map((shape) => {
   const { batch = 1, heads, dim, valueDim = dim, type = 'float32' } = shape;
   const [queries, keys] = totals(shape);
-  const share = shape.causal ? 0.5 : 1;
+  const window = shape.window?.[0] ?? keys;
+  // Of causal pairs, those inside the window; of packed ones, those of one sequence.
+  const seen = shape.segments?.reduce((sum, [a, b]) => sum + a * b, 0) ?? batch * queries * keys;
+  const share = shape.causal ? (window < keys ? (window / keys) * (1 - window / keys / 2) : 0.5) : 1;
   return {
     family: 'attention',
     op: 'attention',
+    verify: shape.bench ? false : undefined,
+    peers: shape.bench ? attentionPeers(shape) : undefined,
     name: `${shape.name} B=${batch} S=${queries},${keys} H=${heads} D=${dim} ${type}`,
     tolerance: TOLERANCE[type],
-    flops: 2 * batch * queries * keys * heads * (dim + valueDim) * share,
+    flops: 2 * seen * heads * (dim + valueDim) * share,
     bench: shape.bench,
     prepare(random) {
-      const { q, k, v, options } = drawAttention(shape, random);
+      const data = drawAttention(shape, random);
+      const { q, k, v, options } = data;
       return {
+        slice: shape.bench ? lastQueries(shape, data) : undefined,
         run: (o) => outputs(attentionSync(q, k, v, { ...options, ...o })),
         runAsync: async (o) => outputs(await attention(q, k, v, { ...options, ...o })),
         timed: (o) => {

@@ -7,7 +7,14 @@ import {
 import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
 import { type DTypeArrays, Tensor } from '../../../lib/tensor.ts';
 import { type Comparison, compareOutputs, type OpCase } from '../case.ts';
-import { type AttentionShape, attentionShapes, decoded, drawAttention, totals } from './attention.ts';
+import {
+  type AttentionShape,
+  attentionPeers,
+  attentionShapes,
+  decoded,
+  drawAttention,
+  totals,
+} from './attention.ts';
 
 /** Work of the reference beyond which a shape of the forward is left out here. */
 const LARGEST = 1_500_000;
@@ -79,6 +86,7 @@ export const attentionBackwardCases: OpCase[] = [
     tolerance: BACKWARD_TOLERANCE[type],
     flops: 5 * batch * queries * keys * heads * (dim + valueDim) * (shape.causal ? 0.5 : 1),
     bench: shape.bench,
+    peers: shape.bench ? { pytorch: { ...attentionPeers(shape).pytorch!, backward: true } } : undefined,
     prepare(random) {
       const { q, k, v, options } = drawAttention(shape, random);
       const dims = [batch, queries, heads, valueDim];

@@ -8,7 +8,7 @@ import type { AttentionAxis } from '../../../lib/attention/factorizedOptions.ts'
 import type { KeptTokens } from '../../../lib/attention/keptTokens.ts';
 import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
 import { type DTypeArrays, Tensor } from '../../../lib/tensor.ts';
-import type { OpCase } from '../case.ts';
+import type { CaseSlice, OpCase, PeerName, PeerSpec } from '../case.ts';
 import type { Random } from '../random.ts';
 import { decoded, TOLERANCE } from './attention.ts';
 
@@ -85,16 +85,6 @@ export const factorizedShapes: FactorizedShape[] = [
   { name: 'ViT-B time', axis: 'time', batch: 2, frames: 32, patches: 196, heads: 12, dim: 64, bench: true },
   { name: 'ViT-B time', axis: 'time', batch: 4, frames: 16, patches: 196, heads: 12, dim: 64, bench: true },
   { name: 'ViT-B space', axis: 'space', batch: 1, frames: 64, patches: 196, heads: 12, dim: 64, bench: true },
-  {
-    name: 'ViT-B split',
-    axis: 'split-heads',
-    batch: 1,
-    frames: 64,
-    patches: 196,
-    heads: 12,
-    dim: 64,
-    bench: true,
-  },
   {
     name: 'ViT-B time',
     axis: 'time',
@@ -243,6 +233,54 @@ export function factorizedName(shape: FactorizedShape): string {
   return `${shape.name} ${axis} B=${batch} T=${frames} N=${patches} H=${heads} D=${dim} ${type}`;
 }
 
+/** The last sequence of a timed shape: what the reference computes of it. */
+function lastSequence(shape: FactorizedShape, d: FactorizedData): CaseSlice {
+  const { axis, batch = 1, frames, patches, heads, dim, valueDim = dim } = shape;
+  const time = axis === 'time';
+  const [steps, width] = time ? [frames, 1] : [1, patches];
+  const tokens = batch * frames * patches;
+  const first = time ? tokens - (frames - 1) * patches - 1 : tokens - patches;
+  const rows = Array.from({ length: steps * width }, (_, i) => first + (time ? i * patches : i));
+  const pick = (data: ArrayLike<number>, size: number) =>
+    rows.flatMap((r) => Array.from({ length: heads * size }, (_, j) => data[r * heads * size + j]));
+  const part = (t: Tensor<FloatType>, size: number) => {
+    const data = t.data.slice(0, rows.length * heads * size);
+    data.set(pick(t.data, size));
+    return new Tensor(t.type, data as never, [1, steps, width, heads, size]);
+  };
+  const [q, k, v] = [part(d.q, dim), part(d.k, dim), part(d.v, valueDim)];
+  return {
+    fraction: rows.length / tokens,
+    of([output, lse]) {
+      const values = Float32Array.from(pick(output.data as Float32Array, valueDim));
+      const sums = Float32Array.from({ length: heads * rows.length }, (_, i) => {
+        const token = rows[i % rows.length] - (batch - 1) * frames * patches;
+        const head = (batch - 1) * heads + Math.floor(i / rows.length);
+        return Number(lse.data[head * frames * patches + token]);
+      });
+      return [
+        new Tensor('float32', values, [1, steps, width, heads, valueDim]),
+        new Tensor('float32', sums, [1, heads, steps, width]),
+      ];
+    },
+    prepared: {
+      run: (o) => outputs(factorizedAttentionSync(q, k, v, { ...d.options, ...o })),
+      runAsync: async (o) => outputs(await factorizedAttention(q, k, v, { ...d.options, ...o })),
+    },
+  };
+}
+
+/** scaled_dot_product_attention on views; onnxruntime is given sequences that already lie together. */
+function peersOf(shape: FactorizedShape): Partial<Record<PeerName, PeerSpec>> {
+  const { axis, batch = 1, frames, patches, heads, dim, type = 'float32' } = shape;
+  const time = axis === 'time';
+  const length = time ? frames : patches;
+  const count = batch * (time ? patches : frames);
+  const spec = { op: 'attention', batch: count, queries: length, keys: length, heads, dim };
+  const pytorch = { ...spec, key_heads: heads, type, layout: time && batch === 1 ? 'frames' : 'sequence' };
+  return type === 'float32' ? { pytorch, onnxruntime: { ...spec, causal: false } } : { pytorch };
+}
+
 /** Every axis with every option, type and kind of tokens. */
 export const factorizedAttentionCases: OpCase[] = factorizedShapes.map((shape) => {
   const { dim, valueDim = dim, type = 'float32' } = shape;
@@ -253,9 +291,13 @@ export const factorizedAttentionCases: OpCase[] = factorizedShapes.map((shape) =
     tolerance: TOLERANCE[type],
     flops: 2 * pairsOf(shape) * (dim + valueDim),
     bench: shape.bench,
+    verify: shape.bench ? false : undefined,
+    peers: shape.bench ? peersOf(shape) : undefined,
     prepare(random) {
-      const { q, k, v, options } = drawFactorized(shape, random);
+      const data = drawFactorized(shape, random);
+      const { q, k, v, options } = data;
       return {
+        slice: shape.bench ? lastSequence(shape, data) : undefined,
         run: (o) => outputs(factorizedAttentionSync(q, k, v, { ...options, ...o })),
         runAsync: async (o) => outputs(await factorizedAttention(q, k, v, { ...options, ...o })),
         timed: (o) => {
