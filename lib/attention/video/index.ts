@@ -8,6 +8,7 @@ export {
   type VideoForwardOptions,
 } from './encoder.ts';
 export type { LayerActivations } from './forward.ts';
+export { type InflateImageEncoderOptions, inflateImageEncoder } from './inflate.ts';
 export type { Normalization } from './pixels.ts';
 export type { ForwardPlan } from './plan.ts';
 export type { StepActivations } from './steps.ts';
