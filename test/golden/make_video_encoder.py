@@ -20,6 +20,7 @@ io.safetensors:
     frames   [B, T, channels, height, width]  float32
     hidden   last_hidden_state                float64, the model made float64
     pooled   pooler_output                    float64, where the model has one
+    other_frames, other_hidden                the same of frames of another size, where the model resizes its tables
 """
 
 import argparse
@@ -55,7 +56,10 @@ TIMESFORMER = dict(
 
 ARCHITECTURES = {
     "timesformer_divided": dict(TIMESFORMER, seed=1, more=dict(attention_type="divided_space_time")),
-    "timesformer_joint": dict(TIMESFORMER, seed=2, more=dict(attention_type="joint_space_time")),
+    # Also frames of another size and number, for which transformers resizes the position tables (nearest).
+    "timesformer_joint": dict(
+        TIMESFORMER, seed=2, more=dict(attention_type="joint_space_time"), other=(1, 7, 3, 13, 26)
+    ),
     "timesformer_space": dict(TIMESFORMER, seed=3, more=dict(attention_type="space_only", qkv_bias=False)),
     "vivit": dict(
         model=transformers.VivitModel,
@@ -146,6 +150,10 @@ def make(name, spec, directory):
     io = {"frames": frames, "hidden": hidden}
     if getattr(output, "pooler_output", None) is not None:
         io["pooled"] = output.pooler_output
+    if "other" in spec:
+        io["other_frames"] = rounded(rng.standard_normal(spec["other"]))
+        with torch.no_grad(), Float64():
+            io["other_hidden"] = model(io["other_frames"].double()).last_hidden_state
     save_file({key: value.contiguous() for key, value in io.items()}, directory / "io.safetensors")
     sizes = ", ".join(f"{f.name} {f.stat().st_size // 1024} KiB" for f in sorted(directory.iterdir()))
     print(f"{name}: hidden {list(hidden.shape)}, rms {float(hidden.square().mean().sqrt()):.2f}, "

@@ -2,11 +2,14 @@ import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, expect, it } from 'vitest';
+import { afterAll, beforeAll, expect, it } from 'vitest';
 import { VideoEncoder } from '../../lib/attention/video/index.ts';
 import { Tensor } from '../../lib/index.ts';
 import { sameBits } from '../cases/case.ts';
+import { requireDist } from '../helpers/program.ts';
 import { goldenVideo } from '../helpers/videoEncoders.ts';
+
+beforeAll(requireDist);
 
 const scratch = mkdtempSync(join(tmpdir(), 'heddle-encode-'));
 afterAll(() => rmSync(scratch, { recursive: true, force: true }));

@@ -183,6 +183,11 @@ describe('VideoEncoder.create', () => {
       patches: 9,
     };
     await expectRejection(encoder.forward(frames, { mask }), 'ERR_VALUE', /mask keeps no token of clip 1/);
+    await expectRejection(
+      forward([1, 6, 3, 12, 12], { resizePositions: 'cubic' }),
+      'ERR_OPTION',
+      /resizePositions must be one of nearest/,
+    );
     const wrong = maskTokens({ frames: 3, patches: 9, ratio: 0.5, seed: 1, batch: 2 });
     await expectRejection(
       encoder.forward(frames, { mask: wrong }),
