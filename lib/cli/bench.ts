@@ -189,6 +189,15 @@ export const benchCommand: Command = {
       value: 'MIB',
       help: 'buffer for the bandwidth peaks (default: 4 × the last-level cache, at most 1024)',
     },
+    study: {
+      type: 'boolean',
+      help: 'bench video --study: time and memory of ways to make long videos cheaper, beside what arithmetic predicts',
+    },
+    frames: {
+      type: 'string',
+      value: 'N',
+      help: 'with --study: most frames (default: 256; 16 takes a minute)',
+    },
     json: { type: 'string', value: 'FILE', help: 'also writes the result as JSON' },
     svg: {
       type: 'string',
@@ -200,6 +209,16 @@ export const benchCommand: Command = {
     const { io } = context;
     const seed = seedOf(values);
     const threads = numberOption(values, 'threads', { min: 1, max: 256, integer: true }, info().threads);
+    if (values['study'] === true) {
+      if (family !== 'video') throw new UsageError("--study needs the family 'video'");
+      const { runStudy } = await import('./videoStudy.ts');
+      const frames = numberOption(values, 'frames', { min: 16, max: 4096, integer: true }, 256);
+      const [json, svg] = [values['json'], values['svg']].map((f) =>
+        f === undefined ? undefined : String(f),
+      );
+      return runStudy({ frames, threads, json, svg }, context);
+    }
+    if (values['frames'] !== undefined) throw new UsageError('--frames needs --study');
     const seconds = numberOption(values, 'time', { min: 0.01, max: 3600 }, 1);
     const variants = selectVariants(values, io, (native) => native.filter((v) => isaOf(v) === info().isa));
     const cases = selectCases(context.cases, family, values['filter']).filter((c) => c.bench);

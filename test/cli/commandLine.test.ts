@@ -34,6 +34,9 @@ describe('command line', () => {
     [['verify', '--layer', '1'], '--layer needs --checkpoint'],
     [['bench', '--time', '0'], '--time must be a number from'],
     [['bench', '--threads', '1.5'], '--threads must be an integer'],
+    [['bench', 'moe', '--study'], "--study needs the family 'video'"],
+    [['bench', '--frames', '16'], '--frames needs --study'],
+    [['bench', 'video', '--study', '--frames', '8'], '--frames must be an integer from 16'],
     [['bench', '--filter', 'no such case'], 'no benchmark case matches'],
   ])('%j is refused with exit code 2', async (argv, message) => {
     if (argv.includes('mmx') && !info().backends.cpu.available) return;

@@ -25,6 +25,8 @@ export function goldenIo(name: string) {
     frames: io.readSync('frames') as Tensor<'float32'>,
     hidden: io.readSync('hidden') as Tensor<'float64'>,
     pooled: io.has('pooled') ? (io.readSync('pooled') as Tensor<'float64'>) : undefined,
+    otherFrames: io.has('other_frames') ? (io.readSync('other_frames') as Tensor<'float32'>) : undefined,
+    otherHidden: io.has('other_hidden') ? (io.readSync('other_hidden') as Tensor<'float64'>) : undefined,
   };
 }
 

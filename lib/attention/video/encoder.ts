@@ -3,7 +3,7 @@ import { runAsync, runSync, type Steps } from '../../checkpoint/steps.ts';
 import { Checkpoint, openCheckpoint } from '../../checkpoint.ts';
 import { HeddleError } from '../../errors.ts';
 import { type AsyncOpOptions, checkOptions, optionChoice, optionInteger } from '../../op.ts';
-import { makeTensor, type Tensor, type TensorLike } from '../../tensor.ts';
+import { allocate, makeTensor, type Tensor, type TensorLike } from '../../tensor.ts';
 import { indexTokens, type KeptTokens } from '../keptTokens.ts';
 import { videoArchitecture } from './architectures.ts';
 import { ownTimeClass, type ResolvedConfig, resolveConfig, type VideoEncoderConfig } from './config.ts';
@@ -11,6 +11,7 @@ import { type ForwardResult, forwardRows, type LayerActivations } from './forwar
 import { checkpointReader, recordReader } from './load.ts';
 import { checkNormalization, type Frames, type Normalization, readFrames } from './pixels.ts';
 import { type ForwardPlan, planForward, viewsOf } from './plan.ts';
+import { POSITION_RESIZINGS, type PositionResizing, tablesFor } from './positions.ts';
 import { layOutRows } from './rows.ts';
 import {
   ENCODER_OPTIONS,
@@ -30,6 +31,11 @@ export interface VideoForwardOptions extends AsyncOpOptions {
    * busy. Results do not depend on it. Default 4096.
    */
   blockTokens?: number;
+  /**
+   * Resizes the position tables where the frames have other tubelets than the config's; transformers does so with
+   * `'nearest'` for TimeSformer. Default: other frames are refused.
+   */
+  resizePositions?: PositionResizing;
   /** Order of the axes of frames. Default `'TCHW'`. */
   layout?: 'TCHW' | 'THWC';
   /** Of uint8 frames: `(pixel / 255 - mean) / std` per channel. Default: the model's, else mean 0.5, std 0.5. */
@@ -57,6 +63,7 @@ const FORWARD_OPTIONS: ReadonlySet<string> = new Set([
   'lastLayers',
   'blockTokens',
   'layout',
+  'resizePositions',
   'normalization',
   'onProgress',
   'backend',
@@ -92,26 +99,6 @@ function keptTokens(mask: KeptTokens | undefined, f: Frames): Int32Array[] | und
   });
 }
 
-/** Frames must have the tubelets that the position tables have rows for. */
-function checkPositions(c: ResolvedConfig, f: Frames): void {
-  const uses = {
-    joint: [true, true],
-    space: [false, true],
-    'space-time': [true, true],
-    rotary: [false, false],
-    none: [false, false],
-  }[c.positions];
-  const [time, height, width] = f.grid;
-  const wrongTime = uses[0] && time !== c.grid[0];
-  if (wrongTime || (uses[1] && (height !== c.grid[1] || width !== c.grid[2]))) {
-    throw new HeddleError(
-      'ERR_SHAPE',
-      `frames: ${f.grid.join(' x ')} tubelets, but the position tables have rows for ${c.grid.join(' x ')}; ` +
-        'resize the frames, or the tables with interpolatePositions',
-    );
-  }
-}
-
 /**
  * A video encoder: TimeSformer, ViViT, VideoPrism or V-JEPA 2 read from a Hugging Face checkpoint directory, or any of
  * the published factorizations by configuration.
@@ -122,8 +109,8 @@ function checkPositions(c: ResolvedConfig, f: Frames): void {
  * encoder.dispose();
  * ```
  *
- * Beside the weights a forward holds the residual stream, which becomes the result, and one set of buffers that every
- * step reuses; {@link VideoEncoder.plan} says how many bytes.
+ * Beside the weights a forward holds the residual stream, which becomes the result, and one buffer that every step
+ * reuses and the encoder keeps for the next forward of that size; {@link VideoEncoder.plan} says how many bytes.
  */
 export class VideoEncoder {
   /** `model_type` of the checkpoint; `'custom'` of {@link VideoEncoder.create}. */
@@ -134,6 +121,8 @@ export class VideoEncoder {
   private readonly parts: EncoderParts;
   private readonly threads: number | undefined;
   private disposed = false;
+  /** The last forward's buffer, for the next one: fresh memory costs more than it seems. */
+  private idle: Float32Array | undefined;
   /** Calls under way; what they use is freed when the last one ends. */
   private running = 0;
 
@@ -226,7 +215,9 @@ export class VideoEncoder {
     const layout = optionChoice(options.layout, ['TCHW', 'THWC'], 'TCHW', 'layout');
     const normalization = options.normalization ?? NORMALIZATIONS[this.modelType] ?? HALF;
     const read = readFrames(frames, c, layout, checkNormalization(normalization, c.channels));
-    checkPositions(c, read);
+    const resizing = options.resizePositions;
+    if (resizing !== undefined) optionChoice(resizing, POSITION_RESIZINGS, 'nearest', 'resizePositions');
+    const tables = tablesFor(c, this.parts, read.grid, resizing);
     const blockTokens = optionInteger(options.blockTokens ?? 4096, 1, 2 ** 30, 'blockTokens');
     const layers = c.layers + c.timeLayers;
     const lastLayers = optionInteger(options.lastLayers ?? 0, 0, layers, 'lastLayers');
@@ -235,7 +226,8 @@ export class VideoEncoder {
     const kept = keptTokens(options.mask, read);
     const rows = layOutRows(c, read.dims[0], time, patches, kept);
     const views = viewsOf(c, rows);
-    return { read, rows, views, blockTokens, lastLayers, plan: planForward(c, rows, views, blockTokens) };
+    const plan = planForward(c, rows, views, blockTokens);
+    return { read, tables, rows, views, blockTokens, lastLayers, plan };
   }
 
   /**
@@ -271,16 +263,22 @@ export class VideoEncoder {
 
   /** Checks everything now; the generator computes. */
   private steps(frames: TensorLike, options: VideoForwardOptions): Steps<VideoEncoderOutput> {
-    const { read, rows, views, blockTokens, lastLayers, plan } = this.prepare(frames, options);
+    const { read, tables, rows, views, blockTokens, lastLayers, plan } = this.prepare(frames, options);
     const total = 1 + this.config.layers + this.config.timeLayers;
     let done = 0;
+    const size = plan.scratchBytes / 4;
+    const scratch = this.idle?.length === size ? this.idle : allocate('float32', size);
+    this.idle = undefined; // a forward beside this one takes memory of its own
+    const release = () => {
+      if (!this.disposed) this.idle = scratch;
+    };
     const run = forwardRows({
       config: this.config,
-      parts: this.parts,
+      parts: { ...this.parts, ...tables },
       frames: read,
       rows,
       views,
-      plan,
+      scratch,
       blockTokens,
       lastLayers,
       options: {
@@ -292,7 +290,9 @@ export class VideoEncoder {
     });
     const output = this.output.bind(this);
     return (function* () {
-      return output(yield* run, read.dims[0], options.mask !== undefined, lastLayers > 0);
+      const result = yield* run;
+      release();
+      return output(result, read.dims[0], options.mask !== undefined, lastLayers > 0);
     })();
   }
 
@@ -318,6 +318,7 @@ export class VideoEncoder {
   }
 
   private free(): void {
+    this.idle = undefined;
     for (const m of this.parts.matrices) m.dispose();
   }
 }

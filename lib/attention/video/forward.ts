@@ -4,7 +4,7 @@ import { allocate, makeTensor, type Tensor } from '../../tensor.ts';
 import type { ResolvedConfig } from './config.ts';
 import { type NormWeights, normRows, product } from './ops.ts';
 import { type Frames, unfoldTubelets } from './pixels.ts';
-import { type ForwardPlan, pooledView, type Views } from './plan.ts';
+import { pooledView, type Views } from './plan.ts';
 import { axisView, type TokenRows, type View } from './rows.ts';
 import { attentionStep, mlpStep, type StepActivations, type Stream } from './steps.ts';
 import type { EncoderParts, Layer } from './weights.ts';
@@ -23,7 +23,8 @@ export interface ForwardRun {
   frames: Frames;
   rows: TokenRows;
   views: Views;
-  plan: ForwardPlan;
+  /** float32 buffer of the plan's scratch. */
+  scratch: Float32Array;
   blockTokens: number;
   lastLayers: number;
   options: AsyncOpOptions;
@@ -43,6 +44,19 @@ function addRow(x: Float32Array, to: number, table: Float32Array | undefined, at
   if (table === undefined) return;
   const from = at * d;
   for (let j = 0; j < d; j++) x[to + j] += table[from + j];
+}
+
+/** x[to] = y[from] + table[at], rows of d. */
+function addInto(
+  x: Float32Array,
+  to: number,
+  y: Float32Array,
+  from: number,
+  table: Float32Array,
+  at: number,
+  d: number,
+): void {
+  for (let j = 0; j < d; j++) x[to + j] = y[from + j] + table[at + j];
 }
 
 /** Class tokens, embedded tubelets and their positions. */
@@ -71,10 +85,10 @@ function* embed(r: ForwardRun, x: Float32Array, scratch: Float32Array): Steps<vo
     yield* product(pixels, count, p.patch, y, r.options);
     for (let i = 0; i < count; i++) {
       const row = tokens[begin + i];
-      x.set(y.subarray(i * d, (i + 1) * d), row * d);
       const [t, n] = [rows.t[row], rows.n[row]];
-      addRow(x, row * d, p.positions, cls + t * patches + n, d);
-      addRow(x, row * d, p.spacePositions, cls + n, d);
+      if (p.positions) addInto(x, row * d, y, i * d, p.positions, (cls + t * patches + n) * d, d);
+      else if (p.spacePositions) addInto(x, row * d, y, i * d, p.spacePositions, (cls + n) * d, d);
+      else x.set(y.subarray(i * d, (i + 1) * d), row * d);
       addRow(x, row * d, timeHere, t, d);
     }
   }
@@ -131,9 +145,9 @@ function poolFrames(r: ForwardRun, x: Float32Array, v: View): Float32Array {
 
 /** The forward pass over rows that are laid out already. */
 export function* forwardRows(r: ForwardRun): Steps<ForwardResult> {
-  const { config: c, parts: p, rows, plan } = r;
+  const { config: c, parts: p, rows } = r;
   const d = c.hiddenSize;
-  const scratch = allocate('float32', plan.scratchBytes / 4);
+  const { scratch } = r;
   let x = allocate('float32', rows.clip.length * d);
   yield* embed(r, x, scratch);
   r.onStep('embedding');

@@ -8,8 +8,10 @@ export {
   type VideoForwardOptions,
 } from './encoder.ts';
 export type { LayerActivations } from './forward.ts';
+export { type InflateImageEncoderOptions, inflateImageEncoder } from './inflate.ts';
 export type { Normalization } from './pixels.ts';
 export type { ForwardPlan } from './plan.ts';
+export type { PositionResizing } from './positions.ts';
 export type { StepActivations } from './steps.ts';
 export type { VideoEncoderOptions, VideoWeightType } from './weights.ts';
 

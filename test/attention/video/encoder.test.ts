@@ -34,3 +34,13 @@ describe.each(GOLDEN_ENCODERS)('%s matches transformers', (name) => {
     encoder.dispose();
   });
 });
+
+it('resizes position tables as transformers does for TimeSformer', async () => {
+  const name = 'timesformer_joint';
+  const { otherFrames, otherHidden } = goldenIo(name);
+  const encoder = await VideoEncoder.load(goldenVideo(name));
+  const y = await encoder.forward(otherFrames!, { resizePositions: 'nearest' });
+  expect(y.hidden.dims).toEqual(otherHidden!.dims);
+  expectNear(y.hidden.data, otherHidden!.data, 2e-6);
+  encoder.dispose();
+});

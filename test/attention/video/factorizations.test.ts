@@ -238,3 +238,29 @@ describe('one axis of length 1 is joint attention', () => {
     expectNear(a.data, b.data, 1e-6);
   });
 });
+
+it('a joint table is resized within frames, then along time', async () => {
+  const config: VideoEncoderConfig = { ...SHAPE, attention: 'joint', layers: 1, classToken: true };
+  const tensors = randomTensors(config, new Random(8));
+  // A table that is linear in time, row and column stays so, inside of its edges, when it is resized by halves.
+  const table = tensors['positions'];
+  const at = (t: number, y: number, x: number, j: number) => 0.3 * t + 0.2 * y - 0.1 * x + 0.01 * j;
+  for (let i = 1; i < 31; i++) {
+    const [t, y, x] = [Math.floor((i - 1) / 10), Math.floor(((i - 1) % 10) / 5), (i - 1) % 5];
+    for (let j = 0; j < 24; j++) table.data[i * 24 + j] = at(t, y, x, j);
+  }
+  const encoder = await VideoEncoder.create(config, tensors);
+  const wide = { ...config, frames: 6, imageSize: [12, 40] as [number, number] };
+  const y = await encoder.forward(framesOf(wide, 1), { resizePositions: 'bilinear' });
+  const resized = Tensor.zeros('float32', [61, 24]);
+  resized.data.set(table.data.subarray(0, 24));
+  for (let i = 1; i < 61; i++) {
+    const [t, row, column] = [Math.floor((i - 1) / 20), Math.floor(((i - 1) % 20) / 10), (i - 1) % 10];
+    const x = Math.min(Math.max((column + 0.5) / 2 - 0.5, 0), 4);
+    for (let j = 0; j < 24; j++) resized.data[i * 24 + j] = at(t, row, x, j);
+  }
+  const same = await VideoEncoder.create(wide, { ...tensors, positions: resized });
+  expectNear(y.hidden.data, (await same.forward(framesOf(wide, 1))).hidden.data, 1e-6);
+  encoder.dispose();
+  same.dispose();
+});
