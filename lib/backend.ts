@@ -12,7 +12,32 @@ export interface Addon {
   machine(): { cpuFeatures: string[]; isas: IsaName[]; hardwareThreads: number; l2Bytes: number };
   getIsa(): IsaName;
   setIsa(name: string): boolean;
+  /** The CUDA library at `path`, or why it does not serve. */
+  openCuda(path: string): CudaDevice | string;
   [op: string]: (...args: never[]) => unknown;
+}
+
+/** What `openCuda` of native/binding/cuda.cpp returns. `ops` is called as the addon is. */
+export interface CudaDevice {
+  ops: Addon;
+  device: string;
+  computeCapability: string;
+  multiprocessors: number;
+  totalBytes: number;
+  alloc(bytes: number): object | null;
+  dispose(handle: object): void;
+  memory(): {
+    live: number;
+    liveBlocks: number;
+    cached: number;
+    peak: number;
+    limit: number;
+    pinned: number;
+    jobs: number;
+  };
+  setLimit(bytes: number): void;
+  trim(): void;
+  lastError(): string;
 }
 
 export interface BackendInfo {
@@ -24,6 +49,8 @@ export interface BackendInfo {
   reason?: string;
   /** What to do about it. */
   remedy?: string;
+  /** The GPU, for cuda. */
+  device?: string;
 }
 
 /** What {@link info} returns. */
@@ -60,6 +87,8 @@ interface State {
   version: string;
   addon: Addon | null;
   cpu: BackendInfo;
+  /** Loaded when first asked for. */
+  cuda: { device: CudaDevice | null; info: BackendInfo } | null;
   chosen: 'auto' | BackendName;
   threads: number;
   hardwareThreads: number;
@@ -109,6 +138,53 @@ function loadAddon(root: string): { addon: Addon | null; cpu: BackendInfo } {
   }
 }
 
+const CUDA_FILE =
+  process.platform === 'win32'
+    ? 'heddle_cuda.dll'
+    : process.platform === 'darwin'
+      ? 'libheddle_cuda.dylib'
+      : 'libheddle_cuda.so';
+
+/** Looks for the CUDA library: HEDDLE_CUDA_LIBRARY, beside the addon, prebuilds, and what build:cuda made. */
+function loadCuda(s: State): NonNullable<State['cuda']> {
+  const missing = (reason: string, remedy: string, path?: string) => ({
+    device: null,
+    info: { available: false, ...(path === undefined ? {} : { path }), reason, remedy },
+  });
+  const useCpu = 'use the cpu backend';
+  if (s.addon === null)
+    return missing('it needs the native binary, which is not loaded', s.cpu.remedy ?? useCpu);
+  if (typeof s.addon.openCuda !== 'function') {
+    return missing('the native binary is older than this package', 'rebuild it');
+  }
+  const given = process.env['HEDDLE_CUDA_LIBRARY'];
+  const places = [
+    join(dirname(s.cpu.path ?? s.root), CUDA_FILE),
+    join(s.root, 'prebuilds', `${process.platform}-${process.arch}`, CUDA_FILE),
+    join(s.root, 'build-cuda', CUDA_FILE),
+  ];
+  const path = given || places.find((p) => existsSync(p));
+  if (path === undefined) {
+    return missing(
+      `${CUDA_FILE} was not found (${places.join(', ')})`,
+      'build it with "npm run build:cuda" (needs nvcc), or set HEDDLE_CUDA_LIBRARY to its path',
+    );
+  }
+  const opened = s.addon.openCuda(path);
+  if (typeof opened === 'string') return missing(opened, useCpu, path);
+  const device = `${opened.device}, compute capability ${opened.computeCapability}`;
+  return { device: opened, info: { available: true, path, device } };
+}
+
+/** The CUDA device, loading its library when first asked for. */
+export function cudaDevice(): CudaDevice {
+  const s = state ?? getState();
+  s.cuda ??= loadCuda(s);
+  const { device, info } = s.cuda;
+  if (device !== null) return device;
+  throw new HeddleError('ERR_BACKEND', `backend cuda is not available: ${info.reason}. ${info.remedy}`);
+}
+
 function parseThreads(value: unknown, name: string): number {
   if (!Number.isInteger(value) || (value as number) < 1 || (value as number) > MAX_THREADS) {
     throw new HeddleError('ERR_OPTION', `${name} must be an integer from 1 to ${MAX_THREADS}, got ${value}`);
@@ -127,6 +203,7 @@ function getState(): State {
     version,
     addon: null,
     cpu: { available: false },
+    cuda: null,
     chosen: 'auto',
     threads: 1,
     hardwareThreads: 1,
@@ -202,9 +279,7 @@ function applyDefaults(s: State, defaults: Defaults, prefix: string): void {
 }
 
 function requireBackend(s: State, backend: BackendName): void {
-  if (backend === 'cuda') {
-    throw new HeddleError('ERR_BACKEND', 'backend cuda: not part of this version of heddle');
-  }
+  if (backend === 'cuda') cudaDevice();
   if (backend === 'cpu' && s.addon === null) {
     throw new HeddleError(
       'ERR_BACKEND',
@@ -213,7 +288,10 @@ function requireBackend(s: State, backend: BackendName): void {
   }
 }
 
-/** Checks a call's `backend` and `threads` and says where the call runs: the addon, or `null` for the reference. */
+/**
+ * Checks a call's `backend` and says where the call runs: the addon, the CUDA library's ops, or `null` for the
+ * reference.
+ */
 export function resolveBackend(backend: 'auto' | BackendName | undefined): Addon | null {
   const s = state ?? getState();
   if (s.broken !== null) throw s.broken;
@@ -223,8 +301,15 @@ export function resolveBackend(backend: 'auto' | BackendName | undefined): Addon
   if (!BACKENDS.includes(name)) {
     throw new HeddleError('ERR_OPTION', `backend must be one of ${BACKENDS.join(', ')}, got '${name}'`);
   }
+  if (name === 'cuda') return cudaDevice().ops;
   requireBackend(s, name);
   return s.addon;
+}
+
+/** The backend whose ops these are. */
+export function backendOf(addon: Addon | null): BackendName {
+  if (addon === null) return 'reference';
+  return addon === state?.cuda?.device?.ops ? 'cuda' : 'cpu';
 }
 
 export function resolveThreads(threads: number | undefined): number {
@@ -242,6 +327,7 @@ export function nativeAddon(): Addon | null {
  */
 export function info(): Info {
   const s = getState();
+  s.cuda ??= loadCuda(s);
   const machine = s.addon?.machine();
   const active: BackendName = s.chosen === 'auto' ? (s.addon ? 'cpu' : 'reference') : s.chosen;
   const cpu = { ...s.cpu };
@@ -255,11 +341,7 @@ export function info(): Info {
     backends: {
       cpu,
       reference: { available: true },
-      cuda: {
-        available: false,
-        reason: 'the CUDA library is not part of this version',
-        remedy: 'use the cpu backend',
-      },
+      cuda: { ...s.cuda.info },
     },
     cpuFeatures: machine?.cpuFeatures ?? [],
     isas: machine?.isas ?? [],

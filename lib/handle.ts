@@ -1,4 +1,4 @@
-import { type Addon, type BackendName, resolveBackend } from './backend.ts';
+import { type Addon, type BackendName, backendOf, resolveBackend } from './backend.ts';
 import { HeddleError } from './errors.ts';
 
 const dispose: symbol = (Symbol as { dispose?: symbol }).dispose ?? Symbol.for('nodejs.dispose');
@@ -22,7 +22,7 @@ export abstract class Handle<R> {
     reference: () => R,
   ) {
     this.addon = resolveBackend(backend);
-    this.backend = this.addon === null ? 'reference' : 'cpu';
+    this.backend = backendOf(this.addon);
     this.label = label;
     this.data = this.addon === null ? (reference() as object) : create(this.addon);
     Object.defineProperty(this, dispose, { value: () => this.dispose(), enumerable: false });

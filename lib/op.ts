@@ -1,4 +1,12 @@
-import { type Addon, type BackendName, resolveBackend, resolveThreads } from './backend.ts';
+import {
+  type Addon,
+  type BackendName,
+  backendOf,
+  cudaDevice,
+  resolveBackend,
+  resolveThreads,
+} from './backend.ts';
+import { DeviceData } from './device.ts';
 import { HeddleError } from './errors.ts';
 import type { DType, Tensor } from './tensor.ts';
 
@@ -33,6 +41,7 @@ export interface Op {
 
 const CANCELLED = -1;
 const NO_MEMORY = -2;
+const DEVICE_ERROR = -4;
 
 function statusError(op: Op, status: number, args: OpArguments, signal?: AbortSignal): HeddleError {
   if (status > 0 && op.invalid) return op.invalid(status - 1, args);
@@ -41,6 +50,9 @@ function statusError(op: Op, status: number, args: OpArguments, signal?: AbortSi
   }
   if (status === NO_MEMORY)
     return new HeddleError('ERR_MEMORY', `${op.name}: not enough memory for scratch space`);
+  if (status === DEVICE_ERROR) {
+    return new HeddleError('ERR_BACKEND', `${op.name} on cuda: ${cudaDevice().lastError()}`);
+  }
   return new HeddleError('ERR_INTERNAL', `${op.name}: unexpected native status ${status}`);
 }
 
@@ -54,6 +66,9 @@ type NativeOp = (
 
 function nativeOp(addon: Addon, op: Op): NativeOp {
   const fn = addon[op.name] as NativeOp | undefined;
+  if (fn === undefined && backendOf(addon) === 'cuda') {
+    throw new HeddleError('ERR_BACKEND', `${op.name} does not run on cuda; use backend cpu`);
+  }
   if (fn === undefined) {
     throw new HeddleError(
       'ERR_BACKEND',
@@ -63,9 +78,17 @@ function nativeOp(addon: Addon, op: Op): NativeOp {
   return fn;
 }
 
+/** Arguments on the device run there when the call names no backend; see `placeOf` for those that do. */
+function backendFor(args: OpArguments, options: OpOptions | undefined): 'auto' | BackendName | undefined {
+  const backend = options?.backend;
+  if (backend !== undefined && backend !== 'auto') return backend;
+  for (const a of args) if (a instanceof DeviceData) return 'cuda';
+  return backend;
+}
+
 /** Runs an op on this thread. */
 export function callSync(op: Op, args: OpArguments, options: OpOptions | undefined): void {
-  const addon = resolveBackend(options?.backend);
+  const addon = resolveBackend(backendFor(args, options));
   const threads = resolveThreads(options?.threads);
   const status = addon === null ? op.reference(...args) : nativeOp(addon, op)(threads, null, null, ...args);
   if (status !== 0) throw statusError(op, status, args);
@@ -76,7 +99,7 @@ export function callSync(op: Op, args: OpArguments, options: OpOptions | undefin
  * event loop: TypeScript has no other thread to go to.
  */
 export async function call(op: Op, args: OpArguments, options: AsyncOpOptions | undefined): Promise<void> {
-  const addon = resolveBackend(options?.backend);
+  const addon = resolveBackend(backendFor(args, options));
   const threads = resolveThreads(options?.threads);
   const signal = options?.signal;
   if (signal?.aborted) throw statusError(op, CANCELLED, args, signal);

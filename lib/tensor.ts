@@ -1,3 +1,11 @@
+import {
+  checkDisposed,
+  type DeviceData,
+  isOnDevice,
+  type Location,
+  moveTensor,
+  moveTensorSync,
+} from './device.ts';
 import { HeddleError } from './errors.ts';
 
 /** Element types. `float16` and `bfloat16` are stored as their 16-bit patterns in a `Uint16Array`. */
@@ -57,7 +65,8 @@ const CONSTRUCTORS = {
 
 /**
  * What every op accepts: heddle's own `Tensor`, onnxruntime's `Tensor`, or any object of this shape.
- * Data is row-major and read in place. `location`, where present, must be `'cpu'`.
+ * Data is row-major and read in place. `location`, where present, must be `'cpu'`; only heddle's own tensors can be
+ * on a device.
  */
 export interface TensorLike<T extends DType = DType> {
   readonly type: T | (string & {});
@@ -91,8 +100,38 @@ export class Tensor<T extends DType = DType> {
     return this.data.length;
   }
 
+  /** Where the data is. On `'cuda'`, `data` is a reference to device memory without elements: use {@link to}. */
+  get location(): Location {
+    return isOnDevice(this) ? 'cuda' : 'cpu';
+  }
+
+  /**
+   * A copy on another device, or this tensor when it is there. Ops take tensors that are all on the CPU or all on the
+   * device, and put their results where their inputs are.
+   * @throws HeddleError `ERR_BACKEND` where CUDA cannot run, `ERR_MEMORY`, `ERR_OPTION`, `ERR_DISPOSED`, `ERR_ABORTED`
+   */
+  async to(location: Location, options?: { signal?: AbortSignal }): Promise<Tensor<T>> {
+    return moveTensor(this, location, options);
+  }
+
+  /** {@link to} on the calling thread. */
+  toSync(location: Location): Tensor<T> {
+    return moveTensorSync(this, location);
+  }
+
+  /**
+   * Frees device memory now, or when the last running call that uses it ends; views of it go with it. Does nothing for
+   * a tensor on the CPU. The garbage collector is the backstop.
+   */
+  dispose(): void {
+    if (isOnDevice(this)) (this.data as unknown as DeviceData).release();
+  }
+
   /** The same data under other dimensions; no copy. */
   reshape(dims: readonly number[]): Tensor<T> {
+    if (isOnDevice(this) && elementCount(dims, 'reshape') === this.size) {
+      return makeTensor(this.type, this.data, dims.slice());
+    }
     return new Tensor(this.type, this.data, dims);
   }
 
@@ -188,20 +227,24 @@ export type Checked = Tensor<DType>;
  * @param name the argument's name for messages
  * @param types element types allowed here
  * @param rank required number of dimensions, if fixed
+ * @param device whether it may be on the device: only in ops with CUDA kernels, which then ask `placeOf`
  */
 export function asTensor<T extends DType>(
   value: TensorLike | Tensor<T>,
   name: string,
   types: readonly T[],
   rank?: number,
+  device?: 'device',
 ): Tensor<T> {
   if (value === null || typeof value !== 'object' || !('data' in value) || !('dims' in value)) {
     throw new HeddleError('ERR_ARGUMENT', `${name}: expected a Tensor, got ${describe(value)}`);
   }
   const location = (value as TensorLike).location;
-  if (location !== undefined && location !== 'cpu') {
+  const onDevice = location === 'cuda' && device !== undefined && value instanceof Tensor;
+  if (location !== undefined && location !== 'cpu' && !onDevice) {
     throw new HeddleError('ERR_ARGUMENT', `${name}: location must be 'cpu', got '${location}'`);
   }
+  if (onDevice) checkDisposed(value.data, name);
   const type = value.type as T;
   let data = value.data as DTypeArrays[T];
   // A runtime with Float16Array hands half floats over in it: same bits, other class.

@@ -79,6 +79,20 @@ def route_grouped(tokens, experts, k, groups, keep, scale, type="float32"):
 
 
 @op
+def decode_attention(batch, keys, heads, key_heads, dim, type="float32"):
+    """sdpa_attention_forward for one new token, on a contiguous cache [batch, key heads, keys, dim]."""
+    k = normals(1, key_heads, 2048, dim, type=type).repeat(batch, 1, keys // 2048, 1)
+    v = normals(1, key_heads, 2048, dim, type=type).repeat(batch, 1, keys // 2048, 1)
+    q = normals(batch, heads, 1, dim, type=type)
+
+    @torch.no_grad()
+    def call():
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=heads != key_heads)
+
+    return call
+
+
+@op
 def experts_loop(tokens, experts, k, hidden, intermediate, type="float32"):
     """MixtralExperts, Qwen3MoeExperts in eager mode: a loop over the experts that were hit."""
     dtype = TYPES[type]
@@ -107,6 +121,22 @@ def experts_loop(tokens, experts, k, hidden, intermediate, type="float32"):
         return out
 
     return call
+
+
+@op
+def video_encoder(model, frames, type="float32"):
+    """VivitModel and TimesformerModel of base size with one layer, eval, scaled_dot_product_attention where they have it."""
+    import transformers
+
+    if model == "vivit":
+        config = transformers.VivitConfig(num_frames=frames, num_hidden_layers=1)
+        module = transformers.VivitModel(config, add_pooling_layer=False)
+    else:
+        config = transformers.TimesformerConfig(num_frames=frames, num_hidden_layers=1)
+        module = transformers.TimesformerModel(config)
+    module = module.eval().to(TYPES[type])
+    pixels = normals(1, frames, 3, 224, 224, type=type)
+    return lambda: module(pixels).last_hidden_state
 
 
 @op

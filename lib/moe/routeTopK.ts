@@ -1,3 +1,4 @@
+import { allocateAt, type Location, placeOf, readElement } from '../device.ts';
 import { DTYPE_CODE, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import {
@@ -59,15 +60,15 @@ const op: Op = {
   reference: routeTopKReference,
   invalid: (index, args) => {
     const [, , , experts, k] = args;
-    const given = args[args.length - 3] as Int32Array;
+    const given = readElement(args[args.length - 3], index);
     const at = `[${Math.floor(index / k)}, ${index % k}]`;
-    return new HeddleError('ERR_VALUE', `indices${at} is ${given[index]}: expected -1 to ${experts - 1}`);
+    return new HeddleError('ERR_VALUE', `indices${at} is ${given}: expected -1 to ${experts - 1}`);
   },
 };
 
-/** Checks logits `[tokens, experts]`. */
-export function checkLogits(logits: TensorLike): Tensor<FloatType> {
-  const l = asTensor(logits, 'logits', LOGIT_TYPES, 2);
+/** Checks logits `[tokens, experts]`; `device` as for `asTensor`. */
+export function checkLogits(logits: TensorLike, device?: 'device'): Tensor<FloatType> {
+  const l = asTensor(logits, 'logits', LOGIT_TYPES, 2, device);
   const experts = l.dims[1];
   if (experts < 1 || experts > MAX_EXPERTS) {
     throw new HeddleError('ERR_SHAPE', `logits: 1 to ${MAX_EXPERTS} experts are supported, got ${experts}`);
@@ -78,24 +79,31 @@ export function checkLogits(logits: TensorLike): Tensor<FloatType> {
 // Elements up to which ids and weights share one buffer.
 const SHARED_RESULT = 64;
 
-/** `out` checked, or a new result. */
+/** `out` checked, or a new result where `place` says. */
 export function routingResult(
   tokens: number,
   k: number,
   out: Routing | undefined,
   inputs: Tensor[],
+  place: Location = 'cpu',
 ): Routing {
   const dims = [tokens, k];
   if (out === undefined) {
     const n = tokens * k;
+    if (place === 'cuda') {
+      return {
+        indices: makeTensor('int32', allocateAt(place, 'int32', n), dims),
+        weights: makeTensor('float32', allocateAt(place, 'float32', n), [tokens, k]),
+      };
+    }
     // A token's results share one buffer: making two costs more than routing it.
     const shared = n <= SHARED_RESULT ? new ArrayBuffer(8 * n) : null;
     const ids = shared ? new Int32Array(shared, 0, n) : new Int32Array(n);
     const values = shared ? new Float32Array(shared, 4 * n, n) : new Float32Array(n);
     return { indices: makeTensor('int32', ids, dims), weights: makeTensor('float32', values, [tokens, k]) };
   }
-  const indices = asTensor(out.indices, 'out.indices', ['int32']);
-  const weights = asTensor(out.weights, 'out.weights', ['float32']);
+  const indices = asTensor(out.indices, 'out.indices', ['int32'], undefined, 'device');
+  const weights = asTensor(out.weights, 'out.weights', ['float32'], undefined, 'device');
   checkOut(indices, dims, inputs, 'out.indices');
   checkOut(weights, dims, [...inputs, indices], 'out.weights');
   return { indices, weights };
@@ -105,16 +113,21 @@ function asBias(value: TensorLike | Float32Array, experts: number): Tensor<'floa
   const t =
     value instanceof Float32Array
       ? makeTensor('float32', value, [value.length])
-      : asTensor(value, 'selectionBias', ['float32'], 1);
+      : asTensor(value, 'selectionBias', ['float32'], 1, 'device');
   if (t.dims[0] !== experts) {
     throw new HeddleError('ERR_SHAPE', `selectionBias: expected [${experts}], got [${t.dims[0]}]`);
   }
   return t;
 }
 
-/** Checks a mask `[experts]` or `[tokens, experts]`. */
-export function asMask(value: TensorLike, tokens: number, experts: number): Tensor<'uint8'> {
-  const t = asTensor(value, 'mask', ['uint8']);
+/** Checks a mask `[experts]` or `[tokens, experts]`; `device` as for `asTensor`. */
+export function asMask(
+  value: TensorLike,
+  tokens: number,
+  experts: number,
+  device?: 'device',
+): Tensor<'uint8'> {
+  const t = asTensor(value, 'mask', ['uint8'], undefined, device);
   const d = t.dims;
   const fits =
     (d.length === 1 && d[0] === experts) || (d.length === 2 && d[0] === tokens && d[1] === experts);
@@ -152,19 +165,26 @@ function checkGroups(groups: ExpertGroups, experts: number, k: number): [number,
 
 function prepare(logits: TensorLike, options: RouteTopKOptions): { args: unknown[]; result: Routing } {
   checkOptions(options, ROUTE_OPTIONS, 'routeTopK');
-  const l = checkLogits(logits);
+  const l = checkLogits(logits, 'device');
   const tokens = l.dims[0];
   const experts = l.dims[1];
   if (options === undefined) throw new HeddleError('ERR_ARGUMENT', 'routeTopK: options with k are required');
   const k = optionInteger(options.k, 1, experts, 'k');
   const router = routerArguments(options);
   const bias = options.selectionBias === undefined ? null : asBias(options.selectionBias, experts);
-  const mask = options.mask === undefined ? null : asMask(options.mask, tokens, experts);
+  const mask = options.mask === undefined ? null : asMask(options.mask, tokens, experts, 'device');
   const groups = options.groups === undefined ? undefined : checkGroups(options.groups, experts, k);
   const inputs: Tensor[] = [l];
   if (bias) inputs.push(bias);
   if (mask) inputs.push(mask);
-  const result = routingResult(tokens, k, options.out, inputs);
+  const place = placeOf('routeTopK', options, {
+    logits: l,
+    selectionBias: bias,
+    mask,
+    'out.indices': options.out?.indices as Tensor | undefined,
+    'out.weights': options.out?.weights as Tensor | undefined,
+  });
+  const result = routingResult(tokens, k, options.out, inputs, place);
   const args = [
     l.data,
     DTYPE_CODE[l.type],
@@ -187,8 +207,8 @@ function prepare(logits: TensorLike, options: RouteTopKOptions): { args: unknown
 
 function prepareReplay(indices: TensorLike, logits: TensorLike, options: ReplayOptions | undefined) {
   checkOptions(options, REPLAY_OPTIONS, 'routeWith');
-  const l = checkLogits(logits);
-  const ids = asTensor(indices, 'indices', ['int32'], 2);
+  const l = checkLogits(logits, 'device');
+  const ids = asTensor(indices, 'indices', ['int32'], 2, 'device');
   const [tokens, k] = ids.dims;
   const experts = l.dims[1];
   if (tokens !== l.dims[0]) {
@@ -197,7 +217,13 @@ function prepareReplay(indices: TensorLike, logits: TensorLike, options: ReplayO
   if (k < 1 || k > experts) {
     throw new HeddleError('ERR_SHAPE', `indices: expected 1 to ${experts} ids per token, got ${k}`);
   }
-  const result = routingResult(tokens, k, options?.out, [l, ids]);
+  const place = placeOf('routeWith', options, {
+    logits: l,
+    indices: ids,
+    'out.indices': options?.out?.indices as Tensor | undefined,
+    'out.weights': options?.out?.weights as Tensor | undefined,
+  });
+  const result = routingResult(tokens, k, options?.out, [l, ids], place);
   const args = [
     l.data,
     DTYPE_CODE[l.type],

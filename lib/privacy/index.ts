@@ -1,4 +1,5 @@
 /** Differentially private training: per-sample norms, clipping, clipped sums, noise, sampling, and accountants. */
+export * from '../training/index.ts';
 export * from './accountants/index.ts';
 export {
   AdaptiveClipping,

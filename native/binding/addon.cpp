@@ -2,6 +2,7 @@
 #include "binding/addon.h"
 
 #include "binding/call.h"
+#include "binding/cuda.h"
 #include "core/cpu_features.h"
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -87,10 +88,13 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("getIsa", Napi::Function::New(env, get_isa));
   exports.Set("setIsa", Napi::Function::New(env, set_isa));
   register_bench(env, exports);
+  register_nn(env, exports);
   register_moe(env, exports);
   register_experts(env, exports);
   register_attention(env, exports);
   register_privacy(env, exports);
+  register_training(env, exports);
+  register_cuda(env, exports);
   return exports;
 }
 

@@ -6,6 +6,8 @@
 // `cancel`: null, or an Int32Array(1) that TypeScript sets to 1 on abort. `done`: null runs the kernel on this
 // thread and returns its status; a function queues the kernel on the pool, returns 0 at once, and is called
 // with the status later. Typed arrays are read in place; while a job runs they are held by references.
+// Registered as a CUDA op (binding/cuda.h) the same function gets device pointers: device data as it is, typed
+// arrays through staging. There `array<const T>` is only copied in; `array<T>` is copied in and back.
 #pragma once
 #include <napi.h>
 
@@ -14,6 +16,7 @@
 #include <memory>
 #include <vector>
 
+#include "binding/cuda.h"
 #include "core/dtype.h"
 #include "core/thread_pool.h"
 
@@ -45,6 +48,9 @@ class Environment {
 
   // Queues `job`; on_complete is called on the JavaScript thread. False when the environment is closing.
   bool enqueue(Job* job);
+  // The same for a job that runs elsewhere and ends with complete(job), on any thread.
+  bool adopt(Job* job);
+  static void complete(Job* job);
   int64_t jobs_in_flight() const { return in_flight_; }
 
  private:
@@ -65,10 +71,16 @@ class Call {
   explicit Call(const Napi::CallbackInfo& info) : info_(info), env_(info.Env()) {
     exec_.threads = static_cast<int>(integer());
     exec_.isa = Environment::of(env_).isa;
-    exec_.user_cancel = reinterpret_cast<const std::atomic<int32_t>*>(array<int32_t>());
+    exec_.user_cancel = static_cast<const std::atomic<int32_t>*>(data_of(info_[index_++], nullptr));
     done_ = info_[index_++];
     sync_ = done_.IsNull() || done_.IsUndefined();
+    target_ = static_cast<const CudaTarget*>(info_.Data());
+    if (target_) begin_cuda();
   }
+  ~Call() {
+    if (cuda_job_) target_->library->job_discard(cuda_job_);
+  }
+  Call(const Call&) = delete;
 
   int64_t integer() { return static_cast<int64_t>(number()); }
   double number() {
@@ -83,11 +95,16 @@ class Call {
   }
   DType dtype() { return static_cast<DType>(integer()); }
 
-  // Data pointer of a typed array, or nullptr for null / undefined.
+  // Data pointer of a typed array or device data, or nullptr for null / undefined.
   template <class T>
   T* array() {
     napi_value v = info_[index_++];
-    return static_cast<T*>(data_of(v));
+    return static_cast<T*>(pointer_of(v, std::is_const_v<T>));
+  }
+  // The same, always on the host: parameters that the binding itself reads.
+  template <class T>
+  const T* host_array() {
+    return static_cast<const T*>(data_of(info_[index_++], nullptr));
   }
   // Data pointers of an array of typed arrays (null entries stay nullptr).
   template <class T>
@@ -96,7 +113,7 @@ class Call {
     std::vector<T*> out;
     if (v.IsNull() || v.IsUndefined()) return out;
     const Napi::Array list = v.As<Napi::Array>();
-    for (uint32_t i = 0; i < list.Length(); ++i) out.push_back(static_cast<T*>(data_of(list.Get(i))));
+    for (uint32_t i = 0; i < list.Length(); ++i) out.push_back(static_cast<T*>(pointer_of(list.Get(i), std::is_const_v<T>)));
     return out;
   }
   // The native object behind a handle made with Napi::External; held like a typed array.
@@ -124,6 +141,13 @@ class Call {
   template <class Args>
   Napi::Value submit(Args&& args, Status (*kernel)(const std::decay_t<Args>&, const Exec&)) {
     using Owned = std::decay_t<Args>;
+    if (target_) {
+      if constexpr (std::is_trivially_copyable_v<Owned>) {
+        return submit_cuda(&args, static_cast<int64_t>(sizeof(Owned)));
+      } else {
+        fail("of an op that has a CUDA form");
+      }
+    }
     if (sync_) {
       return Napi::Number::New(env_, static_cast<double>(kernel(args, exec_)));
     }
@@ -137,8 +161,19 @@ class Call {
     return queue(std::move(job));
   }
 
+  // Copies between device data and a host array, the two arguments left.
+  Napi::Value copy(int32_t direction);
+
  private:
-  void* data_of(napi_value v);
+  void* data_of(napi_value v, int64_t* bytes);
+  void* pointer_of(napi_value v, bool read_only) {
+    return target_ ? device_pointer_of(v, read_only) : data_of(v, nullptr);
+  }
+  void* device_pointer_of(napi_value v, bool read_only);
+  DeviceBlock* device_block_of(napi_value v, int64_t* offset);
+  void begin_cuda();
+  Napi::Value submit_cuda(const void* args, int64_t bytes);
+  void hold(Job* job);
   Napi::Value queue(std::unique_ptr<Job> job);
   [[noreturn]] void fail(const char* wanted);
 
@@ -149,6 +184,10 @@ class Call {
   bool sync_ = false;  // nothing needs holding: the caller's frame does it
   size_t index_ = 0;
   std::vector<napi_value> held_;
+  const CudaTarget* target_ = nullptr;  // null: on the CPU
+  heddle_cuda_job* cuda_job_ = nullptr;
+  std::vector<DeviceHandle> blocks_;
+  bool no_memory_ = false;
 };
 
 }  // namespace heddle::binding

@@ -1,6 +1,7 @@
 // heddle/moe for JavaScript: reads arguments in the order in which lib/moe/<op>.ts passes them.
 #include "binding/addon.h"
 #include "binding/call.h"
+#include "binding/cuda.h"
 #include "moe/combine.h"
 #include "moe/permute.h"
 #include "moe/plan_dispatch.h"
@@ -27,19 +28,19 @@ RouterOptions router_options(Call& call) {
 Napi::Value route_top_k_call(const Napi::CallbackInfo& info) {
   Call call(info);
   RouteTopKArgs a;
-  a.logits = call.array<void>();
+  a.logits = call.array<const void>();
   a.type = call.dtype();
   a.tokens = call.integer();
   a.experts = static_cast<int32_t>(call.integer());
   a.k = static_cast<int32_t>(call.integer());
   a.router = router_options(call);
-  a.selection_bias = call.array<float>();
+  a.selection_bias = call.array<const float>();
   a.group_count = static_cast<int32_t>(call.integer());
   a.group_keep = static_cast<int32_t>(call.integer());
   a.group_top2 = call.boolean();
-  a.mask = call.array<uint8_t>();
+  a.mask = call.array<const uint8_t>();
   a.mask_stride = call.integer();
-  a.given = call.array<int32_t>();
+  a.given = call.array<const int32_t>();
   a.indices = call.array<int32_t>();
   a.weights = call.array<float>();
   return call.submit(std::move(a), route_top_k);
@@ -48,32 +49,32 @@ Napi::Value route_top_k_call(const Napi::CallbackInfo& info) {
 Napi::Value plan_dispatch_call(const Napi::CallbackInfo& info) {
   Call call(info);
   PlanDispatchArgs a;
-  a.indices = call.array<int32_t>();
+  a.indices = call.array<const int32_t>();
   a.tokens = call.integer();
   a.k = static_cast<int32_t>(call.integer());
   a.experts = static_cast<int32_t>(call.integer());
   a.global_experts = static_cast<int32_t>(call.integer());
-  a.expert_map = call.array<int32_t>();
+  a.expert_map = call.array<const int32_t>();
   a.capacity = call.integer();
   a.drop = static_cast<DropRule>(call.integer());
-  a.weights = call.array<float>();
+  a.weights = call.array<const float>();
   a.order = call.array<int32_t>();
   a.offsets = call.array<int32_t>();
   a.inverse = call.array<int32_t>();
   a.dropped = call.array<int32_t>();
-  a.dropped_count = call.array<int32_t>();
+  a.counts = call.array<int32_t>();
   return call.submit(std::move(a), plan_dispatch);
 }
 
 Napi::Value permute_call(const Napi::CallbackInfo& info) {
   Call call(info);
   PermuteArgs a;
-  a.x = call.array<void>();
+  a.x = call.array<const void>();
   const DType type = call.dtype();
   a.tokens = call.integer();
   a.row_bytes = call.integer() * dtype_size(type);
   a.k = static_cast<int32_t>(call.integer());
-  a.order = call.array<int32_t>();
+  a.order = call.array<const int32_t>();
   a.routes = call.integer();
   a.out = call.array<void>();
   return call.submit(std::move(a), permute);
@@ -82,14 +83,14 @@ Napi::Value permute_call(const Napi::CallbackInfo& info) {
 Napi::Value combine_call(const Napi::CallbackInfo& info) {
   Call call(info);
   CombineArgs a;
-  a.y = call.array<void>();
+  a.y = call.array<const void>();
   a.type = call.dtype();
   a.routes = call.integer();
   a.tokens = call.integer();
   a.width = call.integer();
   a.k = static_cast<int32_t>(call.integer());
-  a.inverse = call.array<int32_t>();
-  a.weights = call.array<float>();
+  a.inverse = call.array<const int32_t>();
+  a.weights = call.array<const float>();
   a.out = call.array<void>();
   a.out_type = call.dtype();
   return call.submit(std::move(a), combine);
@@ -180,6 +181,13 @@ void register_moe(Napi::Env env, Napi::Object exports) {
   exports.Set("importanceLoss", Napi::Function::New(env, router_loss_call<LossKind::kImportance>));
   exports.Set("loadLoss", Napi::Function::New(env, router_loss_call<LossKind::kLoad>));
   exports.Set("routeTopKBackward", Napi::Function::New(env, route_top_k_backward_call));
+}
+
+void register_cuda_moe(CudaExports& ops) {
+  ops.add("routeTopK", route_top_k_call, "heddle_cuda_route_top_k");
+  ops.add("planDispatch", plan_dispatch_call, "heddle_cuda_plan_dispatch");
+  ops.add("permute", permute_call, "heddle_cuda_permute");
+  ops.add("combine", combine_call, "heddle_cuda_combine");
 }
 
 }  // namespace heddle::binding

@@ -1,6 +1,7 @@
 // heddle/privacy for JavaScript: reads arguments in the order in which lib/privacy/layer.ts passes them.
 #include "binding/addon.h"
 #include "binding/call.h"
+#include "binding/cuda.h"
 #include "privacy/clipped_gradients.h"
 #include "privacy/convolution.h"
 #include "privacy/discrete_noise.h"
@@ -250,5 +251,7 @@ void register_privacy(Napi::Env env, Napi::Object exports) {
   add("discreteNoise", discrete_noise_call);
   add("chacha20Blocks", chacha20_blocks_call);
 }
+
+void register_cuda_privacy(CudaExports&) {}
 
 }  // namespace heddle::binding

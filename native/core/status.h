@@ -11,6 +11,7 @@ constexpr Status kOk = 0;
 constexpr Status kCancelled = -1;
 constexpr Status kNoMemory = -2;
 constexpr Status kUnsupported = -3;
+constexpr Status kDeviceError = -4;  // CUDA; the text is in heddle_cuda_error()
 
 inline Status bad_value(int64_t index) { return index + 1; }
 
