@@ -5,7 +5,7 @@ beforeAll(requireDist);
 
 interface Peaks {
   skipped?: string;
-  results?: { tokens: number; grown: number; limit: number }[];
+  results?: { grown: number; limit: number }[];
 }
 
 describe('peak memory of an expert forward beyond its weights', () => {
@@ -19,6 +19,20 @@ describe('peak memory of an expert forward beyond its weights', () => {
       return;
     }
     expect(results).toHaveLength(3);
+    for (const { grown, limit } of results!) expect(grown).toBeLessThan(limit);
+  });
+});
+
+describe('peak memory of a private step beyond its tensors', () => {
+  it('does not grow with the batch times the parameters', async () => {
+    const { skipped, results } = await runProgram<Peaks>('privateStepMemory.mjs', [], {
+      nodeArgs: ['--expose-gc'],
+    });
+    if (skipped !== undefined) {
+      console.log(`skipped: ${skipped}`);
+      return;
+    }
+    expect(results).toHaveLength(6);
     for (const { grown, limit } of results!) expect(grown).toBeLessThan(limit);
   });
 });
