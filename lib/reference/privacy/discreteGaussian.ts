@@ -8,7 +8,7 @@ const HALVES = 32;
 class Halves {
   private block = -1;
   private half = HALVES;
-  private words = new Uint32Array(16);
+  private words: Uint32Array = new Uint32Array(16);
 
   constructor(
     private readonly key: Uint32Array,
