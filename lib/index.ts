@@ -44,6 +44,7 @@ export {
 } from './gemm/quantize.ts';
 export type { RoundingOptions } from './gemm/weights.ts';
 export { type AddResidualOptions, addResidual, addResidualSync } from './nn/addResidual.ts';
+export { type GatherRowsOptions, gatherRows, gatherRowsSync } from './nn/gatherRows.ts';
 export { type GeluOptions, gelu, geluSync } from './nn/gelu.ts';
 export { type MeanTokensOptions, meanTokens, meanTokensSync } from './nn/meanTokens.ts';
 export {

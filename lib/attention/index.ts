@@ -33,8 +33,16 @@ export type {
   FactorizedAttentionOptions,
   VideoStrides,
 } from './factorizedOptions.ts';
+export { type InflateWeightsOptions, inflateWeights } from './inflateWeights.ts';
+export {
+  type InterpolatePositionsOptions,
+  type InterpolationMode,
+  interpolatePositions,
+} from './interpolatePositions.ts';
 export type { KeptTokens } from './keptTokens.ts';
+export type { BlockType, FileTensor, KeyValueBlock, KeyValueFile, KeyValueSource } from './keyValueSource.ts';
 export { KVCache, type KVCacheOptions, type KVCacheType } from './kvCache.ts';
+export { type MaskTokensOptions, maskTokens, type TokenMask, tokensFromMask } from './maskTokens.ts';
 export {
   type AttentionOptions,
   type HeadVector,
@@ -42,6 +50,14 @@ export {
   MAX_HEAD_DIM,
   type Strides,
 } from './options.ts';
+export {
+  type PatchEmbedOptions,
+  type PatchGridOptions,
+  patchEmbed,
+  patchEmbedSync,
+  patchGrid,
+  type Size3,
+} from './patchEmbed.ts';
 export {
   type AttentionPooling,
   type ClassPooling,
@@ -56,4 +72,18 @@ export {
   rotaryEmbeddingSync,
 } from './rotaryEmbedding.ts';
 export type { RotaryScaling } from './rotaryFrequencies.ts';
+export {
+  type StreamAttentionOptions,
+  type StreamAttentionResult,
+  streamAttention,
+} from './streamAttention.ts';
+export {
+  type GatherTokensOptions,
+  gatherTokens,
+  gatherTokensSync,
+  type ScatterTokensOptions,
+  scatterTokens,
+  scatterTokensSync,
+} from './tokens.ts';
+
 export * from './video/index.ts';

@@ -40,7 +40,10 @@ const MAX = 2 ** 31 - 1;
 
 function checkTotal(batch: number, frames: number, patches: number, name: string): void {
   if (batch * frames * patches > MAX) {
-    throw new HeddleError('ERR_OPTION', `${name}: ${batch} x ${frames} x ${patches} tokens are more than ${MAX}`);
+    throw new HeddleError(
+      'ERR_OPTION',
+      `${name}: ${batch} x ${frames} x ${patches} tokens are more than ${MAX}`,
+    );
   }
 }
 
@@ -91,11 +94,14 @@ function sample(n: number, count: number, seed: number, batch: number, kind: num
  * every machine, and a batch entry's mask does not depend on the number of entries.
  *
  * @returns kept tokens for `factorizedAttention`, `VideoEncoder`, {@link gatherTokens} and `patchEmbed`
- * @throws HeddleError `ERR_ARGUMENT`, `ERR_OPTION`: for a ratio outside [0, 1), and for a mask that keeps nothing
+ * @throws HeddleError `ERR_ARGUMENT`, `ERR_OPTION`: for a ratio outside [0, 1); below 1 at least one is kept
  */
 export function maskTokens(options: MaskTokensOptions): TokenMask {
   if (options === undefined || options === null) {
-    throw new HeddleError('ERR_ARGUMENT', 'maskTokens: options with frames, patches, ratio and seed are required');
+    throw new HeddleError(
+      'ERR_ARGUMENT',
+      'maskTokens: options with frames, patches, ratio and seed are required',
+    );
   }
   checkOptions(options, OPTIONS, 'maskTokens');
   const frames = optionInteger(options.frames, 1, MAX, 'frames');
@@ -110,7 +116,6 @@ export function maskTokens(options: MaskTokensOptions): TokenMask {
   checkTotal(batch, frames, patches, 'maskTokens');
   const n = kind === 'random' ? frames * patches : kind === 'tube' ? patches : frames;
   const count = n - Math.floor(ratio * n);
-  if (count === 0) throw new HeddleError('ERR_OPTION', `ratio ${ratio} keeps none of ${n}`);
   const each = kind === 'random' ? count : kind === 'tube' ? count * frames : count * patches;
   const indices = new Int32Array(batch * each);
   const batchOffsets = Int32Array.from({ length: batch + 1 }, (_, b) => b * each);
@@ -118,8 +123,14 @@ export function maskTokens(options: MaskTokensOptions): TokenMask {
     const drawn = sample(n, count, seed, b, KINDS.indexOf(kind));
     const own = indices.subarray(b * each, (b + 1) * each);
     if (kind === 'random') own.set(drawn);
-    else if (kind === 'tube') own.forEach((_, i) => { own[i] = Math.floor(i / count) * patches + drawn[i % count]; });
-    else own.forEach((_, i) => { own[i] = drawn[Math.floor(i / patches)] * patches + (i % patches); });
+    else if (kind === 'tube')
+      own.forEach((_, i) => {
+        own[i] = Math.floor(i / count) * patches + drawn[i % count];
+      });
+    else
+      own.forEach((_, i) => {
+        own[i] = drawn[Math.floor(i / patches)] * patches + (i % patches);
+      });
   }
   return finish(indices, batchOffsets, frames, patches);
 }

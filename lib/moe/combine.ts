@@ -1,3 +1,4 @@
+import { allocateAt, placeOf, readElement } from '../device.ts';
 import { DTYPE_CODE, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import {
@@ -11,7 +12,7 @@ import {
   optionChoice,
 } from '../op.ts';
 import { combineReference } from '../reference/moe/combine.ts';
-import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import { ROW_TYPES } from './permute.ts';
 import { checkPlan, type DispatchPlan } from './planDispatch.ts';
 
@@ -32,7 +33,7 @@ const op: Op = {
     const at = `[${Math.floor(index / k)}, ${index % k}]`;
     return new HeddleError(
       'ERR_VALUE',
-      `plan.inverse${at} is ${inverse[index]}: expected -1 to ${routes - 1}`,
+      `plan.inverse${at} is ${readElement(inverse, index)}: expected -1 to ${routes - 1}`,
     );
   },
 };
@@ -44,7 +45,7 @@ function prepare(
   options: CombineOptions | undefined,
 ) {
   checkOptions(options, OPTIONS, 'combine');
-  const rows = asTensor(y, 'y', ROW_TYPES, 2);
+  const rows = asTensor(y, 'y', ROW_TYPES, 2, 'device');
   const { numTokens, k, order, inverse } = checkPlan(plan);
   const [routes, width] = rows.dims;
   if (routes !== order.dims[0]) {
@@ -56,7 +57,7 @@ function prepare(
   const inputs: Tensor[] = [rows, inverse];
   let w: Tensor<'float32'> | null = null;
   if (weights !== undefined) {
-    w = asTensor(weights, 'weights', ['float32'], 2);
+    w = asTensor(weights, 'weights', ['float32'], 2, 'device');
     if (w.dims[0] !== numTokens || w.dims[1] !== k) {
       throw new HeddleError(
         'ERR_SHAPE',
@@ -67,11 +68,13 @@ function prepare(
   }
   const type = optionChoice<FloatType>(options?.outType, [rows.type, 'float32'], rows.type, 'outType');
   const dims = [numTokens, width];
+  const out = options?.out === undefined ? null : asTensor(options.out, 'out', [type], undefined, 'device');
+  const place = placeOf('combine', options, { y: rows, 'plan.inverse': inverse, weights: w, out });
   let result: Tensor<FloatType>;
-  if (options?.out === undefined) {
-    result = makeTensor(type, allocate(type, numTokens * width), dims);
+  if (out === null) {
+    result = makeTensor(type, allocateAt(place, type, numTokens * width), dims);
   } else {
-    result = asTensor(options.out, 'out', [type]);
+    result = out;
     checkOut(result, dims, inputs, 'out');
   }
   const args = [

@@ -1,3 +1,4 @@
+import { allocateAt, placeOf, readElement } from '../device.ts';
 import { DTYPE_CODE, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import {
@@ -10,7 +11,7 @@ import {
   type OpOptions,
 } from '../op.ts';
 import { permuteReference } from '../reference/moe/permute.ts';
-import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import { checkPlan, type DispatchPlan } from './planDispatch.ts';
 
 export interface PermuteOptions {
@@ -29,25 +30,28 @@ const op: Op = {
     const [, , tokens, , k, order] = args;
     return new HeddleError(
       'ERR_VALUE',
-      `plan.order[${index}] is ${order[index]}: expected 0 to ${tokens * k - 1}`,
+      `plan.order[${index}] is ${readElement(order, index)}: expected 0 to ${tokens * k - 1}`,
     );
   },
 };
 
 function prepare(x: TensorLike, plan: DispatchPlan, options: PermuteOptions | undefined) {
   checkOptions(options, OPTIONS, 'permute');
-  const rows = asTensor(x, 'x', ROW_TYPES, 2);
+  const rows = asTensor(x, 'x', ROW_TYPES, 2, 'device');
   const { numTokens, k, order } = checkPlan(plan);
   const width = rows.dims[1];
   if (rows.dims[0] !== numTokens) {
     throw new HeddleError('ERR_SHAPE', `x: expected ${numTokens} tokens as in the plan, got ${rows.dims[0]}`);
   }
   const routes = order.dims[0];
+  const out =
+    options?.out === undefined ? null : asTensor(options.out, 'out', [rows.type], undefined, 'device');
+  const place = placeOf('permute', options, { x: rows, 'plan.order': order, out });
   let result: Tensor<FloatType>;
-  if (options?.out === undefined) {
-    result = makeTensor(rows.type, allocate(rows.type, routes * width), [routes, width]);
+  if (out === null) {
+    result = makeTensor(rows.type, allocateAt(place, rows.type, routes * width), [routes, width]);
   } else {
-    result = asTensor(options.out, 'out', [rows.type]);
+    result = out;
     checkOut(result, [routes, width], [rows, order], 'out');
   }
   const args = [rows.data, DTYPE_CODE[rows.type], numTokens, width, k, order.data, routes, result.data];

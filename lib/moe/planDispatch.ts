@@ -1,3 +1,4 @@
+import { allocateAt, placeOf, readElement } from '../device.ts';
 import { HeddleError } from '../errors.ts';
 import {
   type AsyncOpOptions,
@@ -10,7 +11,7 @@ import {
   optionInteger,
 } from '../op.ts';
 import { planDispatchReference } from '../reference/moe/planDispatch.ts';
-import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import { MAX_EXPERTS } from './routeTopK.ts';
 
 /** Which routes an expert over its capacity keeps; see {@link PlanDispatchOptions.drop}. */
@@ -50,7 +51,7 @@ export interface PlanDispatchOptions {
   drop?: DropRule;
   /** float32 `[tokens, k]`; needed by `drop: 'weight'` and `'batch-priority'`. NaN ranks below all others. */
   weights?: TensorLike;
-  /** int32 `[global experts]`: the local expert of each global id, or -1 where it lives elsewhere. */
+  /** int32 `[global experts]`, always on the CPU: the local expert of each global id, or -1 where it lives elsewhere. */
   expertMap?: TensorLike | Int32Array;
 }
 
@@ -81,7 +82,7 @@ const op: Op = {
     const at = `[${Math.floor(index / k)}, ${index % k}]`;
     return new HeddleError(
       'ERR_VALUE',
-      `indices${at} is ${indices[index]}: expected -1 to ${globalExperts - 1}`,
+      `indices${at} is ${readElement(indices, index)}: expected -1 to ${globalExperts - 1}`,
     );
   },
 };
@@ -96,7 +97,11 @@ function asExpertMap(value: TensorLike | Int32Array, experts: number): Int32Arra
   return map;
 }
 
-function checkDrop(options: PlanDispatchOptions, tokens: number, k: number): [number, Float32Array | null] {
+function checkDrop(
+  options: PlanDispatchOptions,
+  tokens: number,
+  k: number,
+): [number, Tensor<'float32'> | null] {
   const drop = optionChoice(options.drop, DROPS, 'position', 'drop');
   if (options.drop !== undefined && options.capacity === undefined) {
     throw new HeddleError('ERR_OPTION', `drop '${drop}' needs a capacity`);
@@ -111,19 +116,19 @@ function checkDrop(options: PlanDispatchOptions, tokens: number, k: number): [nu
     );
   }
   if (options.weights === undefined) return [DROP_CODE[drop], null];
-  const weights = asTensor(options.weights, 'weights', ['float32'], 2);
+  const weights = asTensor(options.weights, 'weights', ['float32'], 2, 'device');
   if (weights.dims[0] !== tokens || weights.dims[1] !== k) {
     throw new HeddleError(
       'ERR_SHAPE',
       `weights: expected [${tokens}, ${k}] as indices, got [${weights.dims.join(', ')}]`,
     );
   }
-  return [DROP_CODE[drop], weights.data];
+  return [DROP_CODE[drop], weights];
 }
 
 function prepare(indices: TensorLike, options: PlanDispatchOptions) {
   checkOptions(options, OPTIONS, 'planDispatch');
-  const ids = asTensor(indices, 'indices', ['int32'], 2);
+  const ids = asTensor(indices, 'indices', ['int32'], 2, 'device');
   const [tokens, k] = ids.dims;
   if (options === undefined) {
     throw new HeddleError('ERR_ARGUMENT', 'planDispatch: options with numExperts are required');
@@ -138,11 +143,13 @@ function prepare(indices: TensorLike, options: PlanDispatchOptions) {
   const capacity = limited ? optionInteger(options.capacity, 0, MAX_ROUTES, 'capacity') : -1;
   const [drop, weights] = checkDrop(options, tokens, k);
   const map = options.expertMap === undefined ? null : asExpertMap(options.expertMap, experts);
-  const order = allocate('int32', routes);
-  const offsets = allocate('int32', experts + 1);
-  const inverse = allocate('int32', routes);
-  const dropped = limited ? allocate('int32', routes) : null;
-  const droppedCount = new Int32Array(1);
+  const place = placeOf('planDispatch', options, { indices: ids, weights });
+  const order = allocateAt(place, 'int32', routes);
+  const offsets = allocateAt(place, 'int32', experts + 1);
+  const inverse = allocateAt(place, 'int32', routes);
+  const dropped = allocateAt(place, 'int32', limited ? routes : 0);
+  // Routes dropped and kept: known only afterwards, and needed here wherever the plan is.
+  const counts = new Int32Array(2);
   const args = [
     ids.data,
     tokens,
@@ -152,17 +159,17 @@ function prepare(indices: TensorLike, options: PlanDispatchOptions) {
     map,
     capacity,
     drop,
-    weights,
+    weights === null ? null : weights.data,
     order,
     offsets,
     inverse,
-    dropped,
-    droppedCount,
+    limited ? dropped : null,
+    counts,
   ];
-  // How many routes are kept and dropped is known only afterwards.
   const finish = (): DispatchPlan => {
-    const kept = offsets[experts];
-    const lost = dropped === null ? new Int32Array(0) : dropped.slice(0, droppedCount[0]);
+    const [lost, kept] = counts;
+    // A copy on the CPU, so that a short list does not keep a long array; a view on the device.
+    const list = place === 'cpu' ? dropped.slice(0, lost) : dropped.subarray(0, lost);
     return {
       numExperts: experts,
       numTokens: tokens,
@@ -171,7 +178,7 @@ function prepare(indices: TensorLike, options: PlanDispatchOptions) {
       order: makeTensor('int32', kept === routes ? order : order.subarray(0, kept), [kept]),
       offsets: makeTensor('int32', offsets, [experts + 1]),
       inverse: makeTensor('int32', inverse, [tokens, k]),
-      dropped: makeTensor('int32', lost, [lost.length]),
+      dropped: makeTensor('int32', list, [lost]),
     };
   };
   return { args, finish };
@@ -217,8 +224,8 @@ export function checkPlan(plan: DispatchPlan): DispatchPlan {
   }
   const tokens = optionInteger(plan.numTokens, 0, MAX_ROUTES, 'plan.numTokens');
   const k = optionInteger(plan.k, 1, MAX_ROUTES, 'plan.k');
-  const order = asTensor(plan.order, 'plan.order', ['int32'], 1);
-  const inverse = asTensor(plan.inverse, 'plan.inverse', ['int32'], 2);
+  const order = asTensor(plan.order, 'plan.order', ['int32'], 1, 'device');
+  const inverse = asTensor(plan.inverse, 'plan.inverse', ['int32'], 2, 'device');
   if (inverse.dims[0] !== tokens || inverse.dims[1] !== k) {
     throw new HeddleError(
       'ERR_SHAPE',

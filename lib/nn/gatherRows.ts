@@ -26,10 +26,7 @@ const op: Op = {
   name: 'gatherRows',
   reference: gatherRowsReference,
   invalid: (index, args) =>
-    new HeddleError(
-      'ERR_VALUE',
-      `index[${index}] is ${args[4][index]}: expected -1 to ${args[2] - 1}`,
-    ),
+    new HeddleError('ERR_VALUE', `index[${index}] is ${args[4][index]}: expected -1 to ${args[2] - 1}`),
 };
 
 /** @internal Checks everything but the indices; `dims` are the result's, all but the last multiply to its rows. */
@@ -55,17 +52,8 @@ export function prepareGather(
     const indices = makeTensor('int32', index, [index.length]);
     checkOut(out, dims, [x, fill, indices], 'out');
   }
-  const rows = width === 0 ? 0 : x.size / width;
-  const args = [
-    x.data,
-    DTYPE_CODE[x.type],
-    rows,
-    width,
-    index,
-    index.length,
-    fill?.data ?? null,
-    out.data,
-  ];
+  const rows = x.dims.slice(0, -1).reduce((a, b) => a * b, 1); // also where the width is 0
+  const args = [x.data, DTYPE_CODE[x.type], rows, width, index, index.length, fill?.data ?? null, out.data];
   return { op, args, out };
 }
 

@@ -53,49 +53,49 @@ struct AttentionProblem {
   const int32_t* order = nullptr;  // position in the packed batch of each place in a segment
   Prefix prefix;
 
-  int64_t sequences() const { return query_offsets ? segments : batch * inner; }
-  int32_t group() const { return key_heads ? query_heads / key_heads : 0; }
-  int64_t place(int64_t i) const { return order ? order[i] : i; }
-  bool is_prefix(int64_t i) const { return prefix.present && i == 0; }
+  HEDDLE_BOTH int64_t sequences() const { return query_offsets ? segments : batch * inner; }
+  HEDDLE_BOTH int32_t group() const { return key_heads ? query_heads / key_heads : 0; }
+  HEDDLE_BOTH int64_t place(int64_t i) const { return order ? order[i] : i; }
+  HEDDLE_BOTH bool is_prefix(int64_t i) const { return prefix.present && i == 0; }
 
   // First element of position i of a sequence.
-  int64_t query_at(const Sequence& s, int64_t i, int64_t head) const {
+  HEDDLE_BOTH int64_t query_at(const Sequence& s, int64_t i, int64_t head) const {
     if (is_prefix(i)) return prefix.query + s.batch * prefix.query_stride[0] + head * prefix.query_stride[1];
     return s.batch * query_stride[0] + s.inner * inner_stride.query +
            place(s.query_begin + i - prefix.present) * query_stride[1] + head * query_stride[2];
   }
-  int64_t key_at(const Sequence& s, int64_t i, int64_t head) const {
+  HEDDLE_BOTH int64_t key_at(const Sequence& s, int64_t i, int64_t head) const {
     if (is_prefix(i)) return prefix.key + s.batch * prefix.key_stride[0] + head * prefix.key_stride[1];
     return s.batch * key_stride[0] + s.inner * inner_stride.key +
            place(s.key_begin + i - prefix.present) * key_stride[1] + head * key_stride[2];
   }
-  int64_t value_at(const Sequence& s, int64_t i, int64_t head) const {
+  HEDDLE_BOTH int64_t value_at(const Sequence& s, int64_t i, int64_t head) const {
     if (is_prefix(i)) return prefix.value + s.batch * prefix.value_stride[0] + head * prefix.value_stride[1];
     return s.batch * value_stride[0] + s.inner * inner_stride.value +
            place(s.key_begin + i - prefix.present) * value_stride[1] + head * value_stride[2];
   }
   // Not for the prefix: its results are apart.
-  int64_t output_at(const Sequence& s, int64_t i, int64_t head) const {
+  HEDDLE_BOTH int64_t output_at(const Sequence& s, int64_t i, int64_t head) const {
     return s.batch * output_stride[0] + s.inner * inner_stride.output +
            place(s.query_begin + i - prefix.present) * output_stride[1] + head * output_stride[2];
   }
-  int64_t lse_at(const Sequence& s, int64_t i, int64_t head) const {
+  HEDDLE_BOTH int64_t lse_at(const Sequence& s, int64_t i, int64_t head) const {
     return s.batch * lse_stride[0] + s.inner * inner_stride.lse +
            place(s.query_begin + i - prefix.present) * lse_stride[1] + head * lse_stride[2];
   }
-  int64_t query_token_at(const Sequence& s, int64_t i) const {
+  HEDDLE_BOTH int64_t query_token_at(const Sequence& s, int64_t i) const {
     return s.batch * query_token[0] + s.inner * inner_stride.token +
            place(s.query_begin + i - prefix.present) * query_token[1];
   }
-  int64_t key_token_at(const Sequence& s, int64_t i) const {
+  HEDDLE_BOTH int64_t key_token_at(const Sequence& s, int64_t i) const {
     return s.batch * key_token[0] + s.inner * inner_stride.token +
            place(s.key_begin + i - prefix.present) * key_token[1];
   }
   // Row of a prefix in [batch, inner, heads].
-  int64_t prefix_at(const Sequence& s, int64_t heads, int64_t head) const {
+  HEDDLE_BOTH int64_t prefix_at(const Sequence& s, int64_t heads, int64_t head) const {
     return (s.batch * inner + s.inner) * heads + head;
   }
-  int64_t bias_at(const Sequence& s, int64_t i, int64_t head, int64_t key) const {
+  HEDDLE_BOTH int64_t bias_at(const Sequence& s, int64_t i, int64_t head, int64_t key) const {
     return s.batch * bias_stride[0] + s.inner * inner_stride.bias + head * bias_stride[1] +
            (s.query_begin + i) * bias_stride[2] + s.key_begin + key;
   }

@@ -5,17 +5,19 @@
 #include "attention/decode_attention.h"
 #include "attention/factorized_attention.h"
 #include "attention/rotary_embedding.h"
+#include "attention/stream_attention.h"
 
 #include "binding/addon.h"
 #include "binding/call.h"
 #include "binding/cuda.h"
+#include "core/huge.h"
 
 namespace heddle::binding {
 namespace {
 
 AttentionProblem attention_problem(Call& call) {
   AttentionProblem p;
-  const double* n = call.array<double>();
+  const double* n = call.host_array<double>();
   auto integer = [&] { return static_cast<int64_t>(*n++); };
   auto integers = [&](int64_t* to, int count) {
     for (int i = 0; i < count; ++i) to[i] = integer();
@@ -44,19 +46,19 @@ AttentionProblem attention_problem(Call& call) {
   p.uniform_empty = integer() != 0;
   p.segments = integer();
   p.type = call.dtype();
-  p.query = call.array<void>();
-  p.key = call.array<void>();
-  p.value = call.array<void>();
-  p.bias = call.array<void>();
+  p.query = call.array<const void>();
+  p.key = call.array<const void>();
+  p.value = call.array<const void>();
+  p.bias = call.array<const void>();
   p.bias_type = call.dtype();
-  p.alibi = call.array<float>();
-  p.sinks = call.array<float>();
-  p.mask = call.array<uint8_t>();
-  p.block_mask = call.array<uint8_t>();
-  p.query_ids = call.array<int32_t>();
-  p.key_ids = call.array<int32_t>();
-  p.query_offsets = call.array<int32_t>();
-  p.key_offsets = call.array<int32_t>();
+  p.alibi = call.array<const float>();
+  p.sinks = call.array<const float>();
+  p.mask = call.array<const uint8_t>();
+  p.block_mask = call.array<const uint8_t>();
+  p.query_ids = call.array<const int32_t>();
+  p.key_ids = call.array<const int32_t>();
+  p.query_offsets = call.array<const int32_t>();
+  p.key_offsets = call.array<const int32_t>();
   p.set_contiguous_results();
   return p;
 }
@@ -74,9 +76,9 @@ Napi::Value attention_backward_call(const Napi::CallbackInfo& info) {
   Call call(info);
   AttentionBackwardArgs a;
   a.problem = attention_problem(call);
-  a.upstream = call.array<void>();
-  a.output = call.array<void>();
-  a.log_sum_exp = call.array<float>();
+  a.upstream = call.array<const void>();
+  a.output = call.array<const void>();
+  a.log_sum_exp = call.array<const float>();
   a.query_grad = call.array<void>();
   a.key_grad = call.array<void>();
   a.value_grad = call.array<void>();
@@ -88,7 +90,7 @@ Napi::Value decode_attention_call(const Napi::CallbackInfo& info) {
   Call call(info);
   DecodeAttentionArgs a;
   a.problem = attention_problem(call);
-  a.cache_type = call.dtype();
+  a.cache_type = static_cast<CacheType>(call.integer());
   a.keys = call.array<void>();
   a.values = call.array<void>();
   a.key_scales = call.array<float>();
@@ -96,10 +98,34 @@ Napi::Value decode_attention_call(const Napi::CallbackInfo& info) {
   a.page_size = call.integer();
   a.table = call.array<int32_t>();
   a.table_stride = call.integer();
+  a.starts = call.array<int32_t>();
   a.lengths = call.array<int32_t>();
   a.output = call.array<void>();
   a.log_sum_exp = call.array<float>();
   return call.submit(std::move(a), decode_attention);
+}
+
+Napi::Value stream_attention_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  StreamAttentionArgs a;
+  a.problem = attention_problem(call);
+  a.block_type = call.dtype();
+  a.keys = call.array<void>();
+  a.values = call.array<void>();
+  a.key_scales = call.array<float>();
+  a.value_scales = call.array<float>();
+  a.tokens = call.integer();
+  a.offset = call.integer();
+  a.total_keys = call.integer();
+  a.state = call.array<double>();
+  a.want_best = call.boolean();
+  return call.submit(std::move(a), stream_attention);
+}
+
+// Large typed arrays that nothing has written yet get 2 MiB pages where the system has them.
+void advise_huge_pages(const Napi::CallbackInfo& info) {
+  const Napi::TypedArray x = info[0].As<Napi::TypedArray>();
+  HugeBuffer::advise(static_cast<char*>(x.ArrayBuffer().Data()) + x.ByteOffset(), x.ByteLength());
 }
 
 Napi::Value rotary_embedding_call(const Napi::CallbackInfo& info) {
@@ -211,12 +237,14 @@ Napi::Value factorized_attention_backward_call(const Napi::CallbackInfo& info) {
 void register_attention(Napi::Env env, Napi::Object exports) {
   exports.Set("attention", Napi::Function::New(env, attention_call));
   exports.Set("decodeAttention", Napi::Function::New(env, decode_attention_call));
+  exports.Set("streamAttention", Napi::Function::New(env, stream_attention_call));
+  exports.Set("adviseHugePages", Napi::Function::New(env, advise_huge_pages));
   exports.Set("rotaryEmbedding", Napi::Function::New(env, rotary_embedding_call));
   exports.Set("attentionBackward", Napi::Function::New(env, attention_backward_call));
   exports.Set("factorizedAttention", Napi::Function::New(env, factorized_attention_call));
   exports.Set("factorizedAttentionBackward", Napi::Function::New(env, factorized_attention_backward_call));
 }
 
-void register_cuda_attention(CudaExports&) {}
+void register_cuda_attention(CudaExports& ops) { ops.add("attention", attention_call, "heddle_cuda_attention"); }
 
 }  // namespace heddle::binding

@@ -62,7 +62,7 @@ Napi::Value plan_dispatch_call(const Napi::CallbackInfo& info) {
   a.offsets = call.array<int32_t>();
   a.inverse = call.array<int32_t>();
   a.dropped = call.array<int32_t>();
-  a.dropped_count = call.array<int32_t>();
+  a.counts = call.array<int32_t>();
   return call.submit(std::move(a), plan_dispatch);
 }
 
@@ -185,6 +185,9 @@ void register_moe(Napi::Env env, Napi::Object exports) {
 
 void register_cuda_moe(CudaExports& ops) {
   ops.add("routeTopK", route_top_k_call, "heddle_cuda_route_top_k");
+  ops.add("planDispatch", plan_dispatch_call, "heddle_cuda_plan_dispatch");
+  ops.add("permute", permute_call, "heddle_cuda_permute");
+  ops.add("combine", combine_call, "heddle_cuda_combine");
 }
 
 }  // namespace heddle::binding

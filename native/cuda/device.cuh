@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 #include "core/dtype.h"
 
@@ -47,6 +48,15 @@ constexpr int kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Whether rows of `row_bytes` behind these pointers can be read in words of `bytes` (views of device tensors may
+// start anywhere).
+inline bool is_aligned(int64_t bytes, std::initializer_list<const void*> pointers, int64_t row_bytes) {
+  for (const void* p : pointers) {
+    if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) != 0) return false;
+  }
+  return row_bytes % bytes == 0;
+}
 
 #if defined(HEDDLE_CUDA_HOST)
 __device__ __forceinline__ float widen_bf16(uint16_t h) { return bf16_to_float(h); }

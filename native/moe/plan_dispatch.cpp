@@ -124,7 +124,8 @@ Status plan_dispatch(const PlanDispatchArgs& a, const Exec& exec) {
   }
   all_offsets[experts] = total;
   a.offsets[experts] = kept;
-  *a.dropped_count = total - kept;
+  a.counts[0] = total - kept;
+  a.counts[1] = kept;
 
   AlignedBuffer<int32_t> all;
   if (over && !all.reset(static_cast<size_t>(total))) return kNoMemory;

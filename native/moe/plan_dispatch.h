@@ -36,7 +36,7 @@ struct PlanDispatchArgs {
   int32_t* offsets = nullptr;      // [experts + 1]
   int32_t* inverse = nullptr;      // [tokens, k]
   int32_t* dropped = nullptr;      // [tokens * k] where there is a capacity
-  int32_t* dropped_count = nullptr;
+  int32_t* counts = nullptr;       // [2]: routes dropped, routes kept
 };
 
 // kOk, kCancelled, kNoMemory, or bad_value(route) for an id out of range.

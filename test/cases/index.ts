@@ -3,7 +3,10 @@ import { attentionBackwardCases } from './attention/attentionBackward.ts';
 import { decodeAttentionCases } from './attention/decodeAttention.ts';
 import { factorizedAttentionCases } from './attention/factorizedAttention.ts';
 import { factorizedAttentionBackwardCases } from './attention/factorizedAttentionBackward.ts';
+import { patchEmbedCases } from './attention/patchEmbed.ts';
 import { rotaryEmbeddingCases } from './attention/rotaryEmbedding.ts';
+import { tokenCases } from './attention/tokens.ts';
+import { videoEncoderCases } from './attention/videoEncoder.ts';
 import type { OpCase } from './case.ts';
 import { linearCases } from './linear.ts';
 import { combineCases } from './moe/combine.ts';
@@ -22,6 +25,7 @@ import { normBackwardCases, normCases } from './nn/norm.ts';
 import { clippedGradientsCases } from './privacy/clippedGradients.ts';
 import { gaussianNoiseCases } from './privacy/gaussianNoise.ts';
 import { squaredNormsCases } from './privacy/perSampleSquaredNorms.ts';
+import { privateStepCases } from './privacy/privateStep.ts';
 import { activationCases } from './training/activation.ts';
 import { convolutionCases } from './training/convolution.ts';
 import { crossEntropyCases } from './training/crossEntropy.ts';
@@ -48,6 +52,9 @@ export const allCases: OpCase[] = [
   ...factorizedAttentionBackwardCases,
   ...decodeAttentionCases,
   ...rotaryEmbeddingCases,
+  ...videoEncoderCases,
+  ...tokenCases,
+  ...patchEmbedCases,
   ...normCases,
   ...normBackwardCases,
   ...elementwiseCases,
@@ -60,5 +67,6 @@ export const allCases: OpCase[] = [
   ...groupNormCases,
   ...optimizerUpdateCases,
   ...poolingCases,
+  ...privateStepCases,
   ...expertsForwardBenchCases,
 ];

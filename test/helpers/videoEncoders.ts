@@ -1,11 +1,10 @@
 import { join } from 'node:path';
 import { videoArchitecture } from '../../lib/attention/video/architectures.ts';
-import { type ResolvedConfig, resolveConfig, tensorShapes } from '../../lib/attention/video/config.ts';
-import type { VideoEncoderConfig } from '../../lib/attention/video/index.ts';
+import { resolveConfig, tensorShapes } from '../../lib/attention/video/config.ts';
 import { checkpointReader } from '../../lib/attention/video/load.ts';
+import { runSync } from '../../lib/checkpoint/steps.ts';
 import { openCheckpointSync, Tensor } from '../../lib/index.ts';
 import type { ReferenceTensors } from '../../lib/reference/attention/videoEncoder.ts';
-import { Random } from '../cases/random.ts';
 
 export const GOLDEN_ENCODERS = [
   'timesformer_divided',
@@ -30,14 +29,14 @@ export function goldenIo(name: string) {
 }
 
 /** A golden checkpoint's config and tensors, as the reference reads them. */
-export async function goldenModel(name: string) {
+export function goldenModel(name: string) {
   const c = openCheckpointSync(goldenVideo(name));
   const architecture = videoArchitecture(c);
   const config = resolveConfig(architecture.config);
   const read = checkpointReader(c, architecture, config);
   const tensors: Record<string, Tensor<'float32'>> = {};
   for (const [tensor, dims] of tensorShapes(config)) {
-    const t = await read(tensor, dims);
+    const t = runSync(read(tensor, dims));
     tensors[tensor] = new Tensor('float32', t.data as Float32Array, dims);
   }
   return { architecture, config, tensors, get: referenceTensors(tensors) };
@@ -49,19 +48,3 @@ export const referenceTensors =
     if (!(name in tensors)) throw new Error(`the reference asked for ${name}`);
     return tensors[name].data;
   };
-
-/** Random tensors of a config, large enough that every part moves the output. */
-export function randomTensors(config: VideoEncoderConfig, seed: number): Record<string, Tensor<'float32'>> {
-  const resolved: ResolvedConfig = resolveConfig(config);
-  const random = new Random(seed);
-  const tensors: Record<string, Tensor<'float32'>> = {};
-  for (const [name, dims] of tensorShapes(resolved)) {
-    const size = dims.reduce((a, b) => a * b, 1);
-    const isNorm = /[nN]orm\.weight$/.test(name);
-    const scale = dims.length > 1 && name.endsWith('weight') ? 1.5 / Math.sqrt(size / dims[0]) : 0.5;
-    const centre = isNorm && !resolved.unitOffset ? 1 : 0;
-    const data = random.normals(size).map((v) => centre + v * (isNorm ? 0.3 : scale));
-    tensors[name] = new Tensor('float32', data, dims);
-  }
-  return tensors;
-}

@@ -1,19 +1,11 @@
 import { describe, expect, it } from 'vitest';
 import { Tensor } from '../../lib/index.ts';
-import {
-  clipFactorsSync,
-  clippedGradientsSync,
-  type ExpertsLayer,
-  type LoraLayer,
-  type PrivateLayer,
-  perSampleSquaredNormsSync,
-} from '../../lib/privacy/index.ts';
+import { clipFactorsSync, clippedGradientsSync, perSampleSquaredNormsSync } from '../../lib/privacy/index.ts';
 import { compareOutputs, sameBits } from '../cases/case.ts';
 import { type LayerShape, makeLayer, outputSize, samplesOf } from '../cases/privacy/layers.ts';
+import { type AnyLayer, expertRows, oneSample, sampleTensors } from '../cases/privacy/slices.ts';
 import { Random } from '../cases/random.ts';
 import { everyVariant } from '../helpers/backends.ts';
-
-type AnyLayer = PrivateLayer | LoraLayer;
 
 /** Four samples of every kind. */
 const kinds: LayerShape[] = [
@@ -61,43 +53,15 @@ const kinds: LayerShape[] = [
   },
 ];
 
-/** Tensors that have a row, or a block of rows, for each sample; and those that hold gradients. */
-const PARAMETERS = new Set(['a', 'b']);
 const GRADIENTS = ['gradOutputs', 'gradEmbeddings', 'gradLogits'];
-
-function tensorsOf(layer: AnyLayer): [string, Tensor][] {
-  return Object.entries(layer).filter(([name, t]) => t instanceof Tensor && !PARAMETERS.has(name));
-}
-
-function rowsOf(layer: ExpertsLayer, sample: number): number[] {
-  const ids = Array.from(layer.sampleIds.data as Int32Array);
-  return ids.flatMap((id, row) => (id === sample ? [row] : []));
-}
 
 /** One element of a sample in the tensor `name`. */
 function elementOf(layer: AnyLayer, t: Tensor, sample: number): number {
   if (layer.kind !== 'experts') return (t.size / t.dims[0]) * sample + 1;
-  const routed = rowsOf(layer, sample).find(
+  const routed = expertRows(layer, sample).find(
     (row) => (layer.expertIds.data as Int32Array)[row] >= 0,
   ) as number;
   return (t.size / t.dims[0]) * routed + 1;
-}
-
-/** The layer with one sample alone. */
-function alone(layer: AnyLayer, sample: number): AnyLayer {
-  const out: Record<string, unknown> = { ...layer };
-  for (const [name, t] of tensorsOf(layer)) {
-    const width = t.size / t.dims[0];
-    const rows = layer.kind === 'experts' ? rowsOf(layer, sample) : [sample];
-    const parts = rows.flatMap((row) =>
-      Array.from(t.data.slice(row * width, (row + 1) * width) as Float32Array),
-    );
-    const data = new (t.data.constructor as Float32ArrayConstructor)(parts);
-    if (name === 'sampleIds') data.fill(0);
-    out[name] = new Tensor(t.type, data as never, [rows.length, ...t.dims.slice(1)]);
-  }
-  if (layer.kind === 'experts') out['samples'] = 1;
-  return out as unknown as AnyLayer;
 }
 
 /** The layer with a mask of one value everywhere. */
@@ -122,7 +86,7 @@ describe.each(everyVariant())('edges on $name', ({ options, use }) => {
       const clean = make();
       for (const method of methods) {
         const expected = perSampleSquaredNormsSync(clean, { ...options, method });
-        for (const [name, t] of tensorsOf(clean)) {
+        for (const [name, t] of sampleTensors(clean)) {
           if (t.type !== 'float32') continue;
           for (const bad of [Number.NaN, Infinity]) {
             const layer = make();
@@ -144,11 +108,11 @@ describe.each(everyVariant())('edges on $name', ({ options, use }) => {
     it('a zero gradient has norm 0 and adds nothing, by every rule', () => {
       use();
       const layer = make();
-      for (const [name, t] of tensorsOf(layer)) {
+      for (const [name, t] of sampleTensors(layer)) {
         if (!GRADIENTS.includes(name)) continue;
         if (layer.kind === 'experts') {
           const width = t.size / t.dims[0];
-          for (const row of rowsOf(layer, 2))
+          for (const row of expertRows(layer, 2))
             (t.data as Float32Array).fill(0, row * width, (row + 1) * width);
         } else {
           (t.data as Float32Array).fill(0, (t.size / 4) * 2, (t.size / 4) * 3);
@@ -192,12 +156,12 @@ describe.each(everyVariant())('edges on $name', ({ options, use }) => {
       for (const method of methods) {
         const all = perSampleSquaredNormsSync(layer, { ...options, method });
         for (let i = 0; i < samplesOf(shape); i++) {
-          const one = perSampleSquaredNormsSync(alone(layer, i), { ...options, method });
+          const one = perSampleSquaredNormsSync(oneSample(layer, i), { ...options, method });
           expect(one.data[0]).toBe(all.data[i]);
         }
       }
       const only = Float32Array.of(0, 0.75, 0, 0);
-      expect(sameBits(sums(layer, only), sums(alone(layer, 1), Float32Array.of(0.75)))).toBe(true);
+      expect(sameBits(sums(layer, only), sums(oneSample(layer, 1), Float32Array.of(0.75)))).toBe(true);
     });
 
     it('nothing is read where everything is padding, and a mask of ones changes no bit', () => {
@@ -210,7 +174,7 @@ describe.each(everyVariant())('edges on $name', ({ options, use }) => {
         expect(sameBits([ones], [whole])).toBe(true);
       }
       expect(sameBits(sums(masked(shape, layer, 1), factors), sums(layer, factors))).toBe(true);
-      for (const [, t] of tensorsOf(layer))
+      for (const [, t] of sampleTensors(layer))
         if (t.type === 'float32') (t.data as Float32Array).fill(Number.NaN);
       const nothing = masked(shape, layer, 0);
       for (const method of methods) {

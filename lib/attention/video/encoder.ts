@@ -1,4 +1,5 @@
 import type { BackendName } from '../../backend.ts';
+import { runAsync, runSync, type Steps } from '../../checkpoint/steps.ts';
 import { Checkpoint, openCheckpoint } from '../../checkpoint.ts';
 import { HeddleError } from '../../errors.ts';
 import { type AsyncOpOptions, checkOptions, optionChoice, optionInteger } from '../../op.ts';
@@ -6,7 +7,7 @@ import { makeTensor, type Tensor, type TensorLike } from '../../tensor.ts';
 import { indexTokens, type KeptTokens } from '../keptTokens.ts';
 import { videoArchitecture } from './architectures.ts';
 import { ownTimeClass, type ResolvedConfig, resolveConfig, type VideoEncoderConfig } from './config.ts';
-import { forwardRows, type LayerActivations } from './forward.ts';
+import { type ForwardResult, forwardRows, type LayerActivations } from './forward.ts';
 import { checkpointReader, recordReader } from './load.ts';
 import { checkNormalization, type Frames, type Normalization, readFrames } from './pixels.ts';
 import { type ForwardPlan, planForward, viewsOf } from './plan.ts';
@@ -146,13 +147,13 @@ export class VideoEncoder {
     if (dispose) Object.defineProperty(this, dispose, { value: () => this.dispose(), enumerable: false });
   }
 
-  private static async build(
+  private static *build(
     modelType: string,
     config: ResolvedConfig,
     read: ReadTensor,
     options: VideoEncoderOptions,
-  ): Promise<VideoEncoder> {
-    const parts = await new WeightPacker(config, read, options).parts();
+  ): Steps<VideoEncoder> {
+    const parts = yield* new WeightPacker(config, read, options).parts();
     return new VideoEncoder(modelType, config, parts, options.threads);
   }
 
@@ -168,12 +169,8 @@ export class VideoEncoder {
     const load = (c: Checkpoint) => {
       const architecture = videoArchitecture(c);
       const config = resolveConfig(architecture.config);
-      return VideoEncoder.build(
-        architecture.modelType,
-        config,
-        checkpointReader(c, architecture, config),
-        options,
-      );
+      const read = checkpointReader(c, architecture, config, options.signal);
+      return runAsync(VideoEncoder.build(architecture.modelType, config, read, options));
     };
     if (source instanceof Checkpoint) return load(source);
     const checkpoint = await openCheckpoint(source);
@@ -195,9 +192,26 @@ export class VideoEncoder {
     tensors: Readonly<Record<string, TensorLike>>,
     options: VideoEncoderOptions = {},
   ): Promise<VideoEncoder> {
+    return runAsync(VideoEncoder.custom(config, tensors, options));
+  }
+
+  /** {@link create} on the calling thread. */
+  static createSync(
+    config: VideoEncoderConfig,
+    tensors: Readonly<Record<string, TensorLike>>,
+    options: VideoEncoderOptions = {},
+  ): VideoEncoder {
+    return runSync(VideoEncoder.custom(config, tensors, options));
+  }
+
+  private static *custom(
+    config: VideoEncoderConfig,
+    tensors: Readonly<Record<string, TensorLike>>,
+    options: VideoEncoderOptions,
+  ): Steps<VideoEncoder> {
     checkOptions(options, ENCODER_OPTIONS, 'VideoEncoder.create');
     const resolved = resolveConfig(config);
-    return VideoEncoder.build('custom', resolved, recordReader(tensors, resolved), options);
+    return yield* VideoEncoder.build('custom', resolved, recordReader(tensors, resolved), options);
   }
 
   /** Bytes of packed weights. */
@@ -241,39 +255,48 @@ export class VideoEncoder {
    *   `ERR_DISPOSED`, `ERR_MEMORY`, `ERR_ABORTED`
    */
   async forward(frames: TensorLike, options: VideoForwardOptions = {}): Promise<VideoEncoderOutput> {
-    const { read, rows, views, blockTokens, lastLayers, plan } = this.prepare(frames, options);
-    const total = 1 + this.config.layers + this.config.timeLayers;
-    let done = 0;
+    const steps = this.steps(frames, options);
     this.running++;
     try {
-      const result = await forwardRows({
-        config: this.config,
-        parts: this.parts,
-        frames: read,
-        rows,
-        views,
-        plan,
-        blockTokens,
-        lastLayers,
-        options: {
-          backend: this.backend,
-          threads: options.threads ?? this.threads,
-          signal: options.signal,
-        },
-        onStep: (stage) => options.onProgress?.({ done: ++done, total, stage }),
-      });
-      return this.output(result, read.dims[0], options.mask !== undefined, lastLayers > 0);
+      return await runAsync(steps);
     } finally {
       if (--this.running === 0 && this.disposed) this.free();
     }
   }
 
-  private output(
-    result: Awaited<ReturnType<typeof forwardRows>>,
-    clips: number,
-    masked: boolean,
-    kept: boolean,
-  ): VideoEncoderOutput {
+  /** {@link forward} on the calling thread (and helpers, when `threads` > 1). */
+  forwardSync(frames: TensorLike, options: VideoForwardOptions = {}): VideoEncoderOutput {
+    return runSync(this.steps(frames, options));
+  }
+
+  /** Checks everything now; the generator computes. */
+  private steps(frames: TensorLike, options: VideoForwardOptions): Steps<VideoEncoderOutput> {
+    const { read, rows, views, blockTokens, lastLayers, plan } = this.prepare(frames, options);
+    const total = 1 + this.config.layers + this.config.timeLayers;
+    let done = 0;
+    const run = forwardRows({
+      config: this.config,
+      parts: this.parts,
+      frames: read,
+      rows,
+      views,
+      plan,
+      blockTokens,
+      lastLayers,
+      options: {
+        backend: this.backend,
+        threads: options.threads ?? this.threads,
+        signal: options.signal,
+      },
+      onStep: (stage) => options.onProgress?.({ done: ++done, total, stage }),
+    });
+    const output = this.output.bind(this);
+    return (function* () {
+      return output(yield* run, read.dims[0], options.mask !== undefined, lastLayers > 0);
+    })();
+  }
+
+  private output(result: ForwardResult, clips: number, masked: boolean, kept: boolean): VideoEncoderOutput {
     const { x, offsets } = result;
     const sequences = offsets.length - 1;
     const length = sequences > 0 ? offsets[1] : 0;

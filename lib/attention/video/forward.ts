@@ -1,8 +1,8 @@
-import { linear } from '../../gemm/linear.ts';
+import type { Steps } from '../../checkpoint/steps.ts';
 import type { AsyncOpOptions } from '../../op.ts';
 import { allocate, makeTensor, type Tensor } from '../../tensor.ts';
 import type { ResolvedConfig } from './config.ts';
-import { type NormWeights, normRows, view } from './ops.ts';
+import { type NormWeights, normRows, product } from './ops.ts';
 import { type Frames, unfoldTubelets } from './pixels.ts';
 import { type ForwardPlan, pooledView, type Views } from './plan.ts';
 import { axisView, type TokenRows, type View } from './rows.ts';
@@ -46,7 +46,7 @@ function addRow(x: Float32Array, to: number, table: Float32Array | undefined, at
 }
 
 /** Class tokens, embedded tubelets and their positions. */
-async function embed(r: ForwardRun, x: Float32Array, scratch: Float32Array): Promise<void> {
+function* embed(r: ForwardRun, x: Float32Array, scratch: Float32Array): Steps<void> {
   const { config: c, parts: p, rows, frames } = r;
   const d = c.hiddenSize;
   const cls = c.classToken ? 1 : 0;
@@ -68,11 +68,7 @@ async function embed(r: ForwardRun, x: Float32Array, scratch: Float32Array): Pro
     const pixels = scratch.subarray(0, count * k);
     const y = scratch.subarray(count * k, count * (k + d));
     unfoldTubelets(frames, c, rows, tokens, begin, end, pixels);
-    await linear(view(pixels, count, k), p.patch.weight, {
-      ...r.options,
-      bias: p.patch.bias,
-      out: view(y, count, d),
-    });
+    yield* product(pixels, count, p.patch, y, r.options);
     for (let i = 0; i < count; i++) {
       const row = tokens[begin + i];
       x.set(y.subarray(i * d, (i + 1) * d), row * d);
@@ -85,22 +81,17 @@ async function embed(r: ForwardRun, x: Float32Array, scratch: Float32Array): Pro
 }
 
 /** Runs a layer's steps. */
-async function runLayer(
-  s: Stream,
-  layer: Layer,
-  views: Views,
-  delta: Float32Array | undefined,
-): Promise<void> {
+function* runLayer(s: Stream, layer: Layer, views: Views, delta: Float32Array | undefined): Steps<void> {
   const viewOf = (axis: keyof Views): View => views[axis] ?? views.joint;
   for (const [i, step] of layer.steps.entries()) {
-    if (step.kind === 'mlp') await mlpStep(s, step);
-    else if (!layer.parallel) await attentionStep(s, viewOf(step.axis), step);
+    if (step.kind === 'mlp') yield* mlpStep(s, step);
+    else if (!layer.parallel) yield* attentionStep(s, viewOf(step.axis), step);
     else if (i === 0) {
       // Half of the heads attend over time, half over space, both of the same stream.
       const target = (delta as Float32Array).fill(0);
-      await attentionStep({ ...s, target }, viewOf(step.axis), step);
+      yield* attentionStep({ ...s, target }, viewOf(step.axis), step);
     } else {
-      await attentionStep(s, viewOf(step.axis), step);
+      yield* attentionStep(s, viewOf(step.axis), step);
       const update = delta as Float32Array;
       for (let j = 0; j < update.length; j++) s.x[j] += update[j];
     }
@@ -108,12 +99,12 @@ async function runLayer(
 }
 
 /** Norm of every row in place, block by block. */
-async function normAll(r: ForwardRun, x: Float32Array, norm: NormWeights): Promise<void> {
+function* normAll(r: ForwardRun, x: Float32Array, norm: NormWeights): Steps<void> {
   const d = r.config.hiddenSize;
   const size = r.blockTokens * d;
   for (let at = 0; at < x.length; at += size) {
     const block = x.subarray(at, Math.min(at + size, x.length));
-    await normRows(block, block.length / d, norm, r.config, block, r.options);
+    yield* normRows(block, block.length / d, norm, r.config, block, r.options);
   }
 }
 
@@ -139,21 +130,21 @@ function poolFrames(r: ForwardRun, x: Float32Array, v: View): Float32Array {
 }
 
 /** The forward pass over rows that are laid out already. */
-export async function forwardRows(r: ForwardRun): Promise<ForwardResult> {
+export function* forwardRows(r: ForwardRun): Steps<ForwardResult> {
   const { config: c, parts: p, rows, plan } = r;
   const d = c.hiddenSize;
   const scratch = allocate('float32', plan.scratchBytes / 4);
   let x = allocate('float32', rows.clip.length * d);
-  await embed(r, x, scratch);
+  yield* embed(r, x, scratch);
   r.onStep('embedding');
   const activations: LayerActivations[] = [];
   const total = p.layers.length + p.timeLayers.length;
   let index = 0;
-  const run = async (s: Stream, layers: Layer[], views: Views, stage: string) => {
+  const run = function* (s: Stream, layers: Layer[], views: Views, stage: string): Steps<void> {
     const delta = layers.some((l) => l.parallel) ? scratch.subarray(scratch.length - x.length) : undefined;
     for (const [i, layer] of layers.entries()) {
       const keep = index >= total - r.lastLayers ? ([] as StepActivations[]) : undefined;
-      await runLayer({ ...s, keep }, layer, views, delta);
+      yield* runLayer({ ...s, keep }, layer, views, delta);
       if (keep) activations.push({ layer: index, steps: keep });
       index++;
       r.onStep(`${stage} ${i}`);
@@ -168,8 +159,8 @@ export async function forwardRows(r: ForwardRun): Promise<ForwardResult> {
     blockTokens: r.blockTokens,
     options: r.options,
   };
-  await run(stream, p.layers, r.views, 'layer');
-  await normAll(r, x, p.norm);
+  yield* run(stream, p.layers, r.views, 'layer');
+  yield* normAll(r, x, p.norm);
   let offsets = rows.offsets;
   if (c.attention === 'factorized-encoder') {
     let v: View;
@@ -182,10 +173,10 @@ export async function forwardRows(r: ForwardRun): Promise<ForwardResult> {
       x = poolFrames(r, x, v);
       offsets = v.offsets;
     }
-    await run({ ...stream, x }, p.timeLayers, { joint: v }, 'time layer');
-    await normAll(r, x, p.timeNorm as NormWeights);
+    yield* run({ ...stream, x }, p.timeLayers, { joint: v }, 'time layer');
+    yield* normAll(r, x, p.timeNorm as NormWeights);
   }
-  return { x, offsets, pooled: await pool(r, x, offsets), activations };
+  return { x, offsets, pooled: yield* pool(r, x, offsets), activations };
 }
 
 /** Where the rows of each clip begin, and the end. */
@@ -198,17 +189,15 @@ function clipOffsets(rows: TokenRows): Int32Array {
 }
 
 /** tanh of the dense layer over the first token of each sequence. */
-async function pool(
-  r: ForwardRun,
-  x: Float32Array,
-  offsets: Int32Array,
-): Promise<Tensor<'float32'> | undefined> {
+function* pool(r: ForwardRun, x: Float32Array, offsets: Int32Array): Steps<Tensor<'float32'> | undefined> {
   const { pooler } = r.parts;
   if (pooler === undefined) return undefined;
   const d = r.config.hiddenSize;
   const clips = offsets.length - 1;
   const first = new Float32Array(clips * d);
   for (let b = 0; b < clips; b++) first.set(x.subarray(offsets[b] * d, (offsets[b] + 1) * d), b * d);
-  const y = await linear(view(first, clips, d), pooler.weight, { ...r.options, bias: pooler.bias });
-  return makeTensor('float32', (y.data as Float32Array).map(Math.tanh), y.dims);
+  const size = pooler.weight.outputs;
+  const y = new Float32Array(clips * size);
+  yield* product(first, clips, pooler, y, r.options);
+  return makeTensor('float32', y.map(Math.tanh), [clips, size]);
 }

@@ -1,3 +1,4 @@
+import { step } from '../../checkpoint/steps.ts';
 import type { Checkpoint } from '../../checkpoint.ts';
 import type { FloatType } from '../../dtype.ts';
 import { HeddleError } from '../../errors.ts';
@@ -29,7 +30,12 @@ function prefixOf(c: Checkpoint, architecture: Architecture): string {
  * A reader of the encoder's tensors in a checkpoint. Every name and every dim is checked here, before anything is read.
  * @throws HeddleError `ERR_CHECKPOINT` naming the tensor that is missing, has other dims, or has no place in the encoder
  */
-export function checkpointReader(c: Checkpoint, a: Architecture, config: ResolvedConfig): ReadTensor {
+export function checkpointReader(
+  c: Checkpoint,
+  a: Architecture,
+  config: ResolvedConfig,
+  signal?: AbortSignal,
+): ReadTensor {
   const prefix = prefixOf(c, a);
   const used = new Set<string>();
   for (const [name, dims] of tensorShapes(config)) {
@@ -62,9 +68,15 @@ export function checkpointReader(c: Checkpoint, a: Architecture, config: Resolve
       `${c.path}: ${listed(surplus)} ${surplus.length === 1 ? 'has' : 'have'} no place in a ${a.modelType} encoder of this config.json`,
     );
   }
-  return async (name, dims) => {
+  return function* (name, dims) {
     const parts: Tensor<FloatType>[] = [];
-    for (const source of a.source(name)) parts.push((await c.read(prefix + source)) as Tensor<FloatType>);
+    for (const source of a.source(name)) {
+      const part = yield* step(
+        () => c.readSync(prefix + source),
+        () => c.read(prefix + source, { signal }),
+      );
+      parts.push(part as Tensor<FloatType>);
+    }
     return concatenated(parts, dims);
   };
 }
@@ -116,5 +128,8 @@ export function recordReader(
     }
     checked.set(name, t);
   }
-  return async (name) => checked.get(name) as Tensor<FloatType>;
+  // biome-ignore lint/correctness/useYield: what the caller has needs no reading
+  return function* (name) {
+    return checked.get(name) as Tensor<FloatType>;
+  };
 }

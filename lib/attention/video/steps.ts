@@ -1,10 +1,10 @@
-import { type LinearActivation, linear, type PackedMatrix } from '../../gemm/linear.ts';
+import { step as opStep, type Steps } from '../../checkpoint/steps.ts';
 import type { AsyncOpOptions } from '../../op.ts';
 import type { Tensor } from '../../tensor.ts';
-import { attention } from '../attention.ts';
-import { rotaryEmbedding } from '../rotaryEmbedding.ts';
+import { attention, attentionSync } from '../attention.ts';
+import { rotaryEmbedding, rotaryEmbeddingSync } from '../rotaryEmbedding.ts';
 import type { ResolvedConfig } from './config.ts';
-import { addRows, type NormWeights, normRows, view } from './ops.ts';
+import { addRows, type Dense, type NormWeights, normRows, product, view } from './ops.ts';
 import {
   type Block,
   blocksOf,
@@ -15,11 +15,6 @@ import {
   uniformLength,
   type View,
 } from './rows.ts';
-
-export interface Dense {
-  weight: PackedMatrix;
-  bias?: Tensor<'float32'>;
-}
 
 /** Query, key and value; with rotary positions keys and values are apart, because only keys are rotated. */
 export interface AttentionWeights {
@@ -109,25 +104,12 @@ function cut(buffer: Float32Array, ...lengths: number[]): Float32Array[] {
   });
 }
 
-async function dense(
-  s: Stream,
-  x: Float32Array,
-  rows: number,
-  w: Dense,
-  out: Float32Array,
-  activation?: LinearActivation,
-) {
-  const { inputs, outputs } = w.weight;
-  await linear(view(x, rows, inputs), w.weight, {
-    ...s.options,
-    bias: w.bias,
-    activation,
-    out: view(out, rows, outputs),
-  });
+function dense(s: Stream, x: Float32Array, rows: number, w: Dense, out: Float32Array): Steps<void> {
+  return product(x, rows, w, out, s.options);
 }
 
 /** The rows of a block, normed, in `out`; `spare` is overwritten where they do not lie together. */
-async function normed(
+function* normed(
   s: Stream,
   v: View,
   begin: number,
@@ -143,14 +125,14 @@ async function normed(
     const first = v.order[begin] * d;
     source = s.x.subarray(first, first + rows * d);
   } else gatherRows(s.x, d, v.order, begin, end, spare);
-  await normRows(source, rows, norm, s.config, out, s.options);
+  yield* normRows(source, rows, norm, s.config, out, s.options);
 }
 
 /**
  * Adds the rows of a block to the stream; first rows of sequences with a shared class go to `classSum` instead. `spare`
  * is overwritten where the rows do not lie together.
  */
-async function addBlock(
+function* addBlock(
   s: Stream,
   v: View,
   b: { begin: number; end: number; first: number },
@@ -164,10 +146,10 @@ async function addBlock(
   const target = s.target ?? s.x;
   if (classSum === undefined && isRun(v.order, b.begin, b.end)) {
     const first = v.order[b.begin] * d;
-    return addRows(target.subarray(first, first + rows * d), y, d, gate, s.options);
+    return yield* addRows(target.subarray(first, first + rows * d), y, d, gate, s.options);
   }
   gatherRows(target, d, v.order, b.begin, b.end, spare);
-  await addRows(spare.subarray(0, rows * d), y, d, gate, s.options);
+  yield* addRows(spare.subarray(0, rows * d), y, d, gate, s.options);
   if (classSum === undefined) return scatterRows(spare, d, v.order, b.begin, b.end, b.begin, target);
   for (let g = b.first; g + 1 < v.offsets.length && v.offsets[g] < b.end; g++) {
     const begin = v.offsets[g];
@@ -198,7 +180,7 @@ class ClassSums {
 }
 
 /** Turns queries or keys by their tokens' time, row and column. */
-async function rotate(s: Stream, v: View, begin: number, end: number, x: Float32Array, out: Float32Array) {
+function* rotate(s: Stream, v: View, begin: number, end: number, x: Float32Array, out: Float32Array) {
   const rows = end - begin;
   const positions = new Int32Array(3 * rows);
   for (let i = 0; i < rows; i++) {
@@ -210,14 +192,19 @@ async function rotate(s: Stream, v: View, begin: number, end: number, x: Float32
   }
   const { heads, hiddenSize } = s.config;
   const dims = [1, rows, heads, hiddenSize / heads];
-  await rotaryEmbedding(view(x, ...dims), {
+  const input = view(x, ...dims);
+  const o = {
     ...s.options,
     positions: { type: 'int32', data: positions, dims: [3, 1, rows] },
     axes: 3,
     interleaved: true,
     tiledAngles: true,
     out: view(out, ...dims),
-  });
+  };
+  yield* opStep(
+    () => rotaryEmbeddingSync(input, o),
+    () => rotaryEmbedding(input, o),
+  );
 }
 
 /** Keys and values of rows: where each begins and how far rows are apart. */
@@ -228,7 +215,7 @@ interface KeyValue {
 }
 
 /** Keys and values of normed rows, written to rows `at` and on of `kv`. */
-async function keysAndValues(
+function* keysAndValues(
   s: Stream,
   v: View,
   begin: number,
@@ -240,10 +227,11 @@ async function keysAndValues(
   at: number,
 ) {
   const rows = end - begin;
-  if (w.keyValue.length === 1) return dense(s, h, rows, w.keyValue[0], kv.key.subarray(at * kv.stride));
-  await dense(s, h, rows, w.keyValue[0], spare);
-  await rotate(s, v, begin, end, spare, kv.key.subarray(at * kv.stride));
-  await dense(s, h, rows, w.keyValue[1], kv.value.subarray(at * kv.stride));
+  if (w.keyValue.length === 1)
+    return yield* dense(s, h, rows, w.keyValue[0], kv.key.subarray(at * kv.stride));
+  yield* dense(s, h, rows, w.keyValue[0], spare);
+  yield* rotate(s, v, begin, end, spare, kv.key.subarray(at * kv.stride));
+  yield* dense(s, h, rows, w.keyValue[1], kv.value.subarray(at * kv.stride));
 }
 
 function keyValueIn(w: AttentionWeights, buffer: Float32Array, rows: number): KeyValue {
@@ -257,7 +245,7 @@ function keyValueIn(w: AttentionWeights, buffer: Float32Array, rows: number): Ke
  * Attention of queries `[sequences, queries, …]` over keys `[sequences, keys, …]`, or of ragged sequences.
  * @returns log-sum-exp when asked for
  */
-async function attend(
+function* attend(
   s: Stream,
   width: number,
   q: Float32Array,
@@ -277,20 +265,25 @@ async function attend(
     dims: [sequences, keys, heads, dim],
   });
   const dims = [sequences, queries, heads, dim];
-  const result = await attention(view(q, ...dims), operand(kv.key), operand(kv.value), {
+  const operands = [view(q, ...dims), operand(kv.key), operand(kv.value)] as const;
+  const o = {
     ...s.options,
     softcap,
     strides: { key: strides, value: strides },
     segments: segments && { query: segments, key: segments },
     returnLogSumExp,
     out: returnLogSumExp ? undefined : { output: view(out, ...dims) },
-  });
+  };
+  const result = yield* opStep(
+    () => attentionSync(...operands, o),
+    () => attention(...operands, o),
+  );
   if (returnLogSumExp) out.set(result.output.data as Float32Array);
   return result.logSumExp;
 }
 
 /** A block of whole sequences. */
-async function shortBlock(s: Stream, v: View, b: Block, step: AttentionStep, sums: ClassSums | undefined) {
+function* shortBlock(s: Stream, v: View, b: Block, step: AttentionStep, sums: ClassSums | undefined) {
   const d = s.config.hiddenSize;
   const rows = b.end - b.begin;
   const { weights: w } = step;
@@ -298,18 +291,18 @@ async function shortBlock(s: Stream, v: View, b: Block, step: AttentionStep, sum
   const buffer = s.keep ? new Float32Array(4 * size) : s.scratch;
   const width = w.query.weight.outputs;
   let [h, q, both] = cut(buffer, size, size, 2 * rows * width);
-  await normed(s, v, b.begin, b.end, step.norm, h, q);
+  yield* normed(s, v, b.begin, b.end, step.norm, h, q);
   const kv = keyValueIn(w, both, rows);
-  await keysAndValues(s, v, b.begin, b.end, w, h, q, kv, 0);
-  await dense(s, h, rows, w.query, q);
+  yield* keysAndValues(s, v, b.begin, b.end, w, h, q, kv, 0);
+  yield* dense(s, h, rows, w.query, q);
   if (w.keyValue.length > 1) {
-    await rotate(s, v, b.begin, b.end, q, h);
+    yield* rotate(s, v, b.begin, b.end, q, h);
     [h, q] = [q, h];
   }
   const length = uniformLength(v, b);
   const segments = length > 0 ? undefined : v.offsets.slice(b.first, b.last + 1).map((o) => o - b.begin);
   const shape = length > 0 ? ([b.last - b.first, length, length] as const) : ([1, rows, rows] as const);
-  const lse = await attend(s, w.query.weight.outputs, q, kv, shape, segments, h, s.keep !== undefined);
+  const lse = yield* attend(s, w.query.weight.outputs, q, kv, shape, segments, h, s.keep !== undefined);
   if (s.keep) {
     const dim = d / s.config.heads;
     const kept = (data: Float32Array) => view(data.slice(0, rows * width), rows, width / dim, dim);
@@ -327,12 +320,12 @@ async function shortBlock(s: Stream, v: View, b: Block, step: AttentionStep, sum
       logSumExp: lse,
     });
   }
-  await dense(s, h, rows, w.output, q);
+  yield* dense(s, h, rows, w.output, q);
   if (step.projection) {
-    await dense(s, q, rows, step.projection, h);
+    yield* dense(s, q, rows, step.projection, h);
     [h, q] = [q, h];
   }
-  await addBlock(s, v, b, q, h, step.gate, sums);
+  yield* addBlock(s, v, b, q, h, step.gate, sums);
 }
 
 /** Columns [from, from + count) of rows of `width`. */
@@ -345,7 +338,7 @@ function columns(x: Float32Array, rows: number, width: number, from: number, cou
 }
 
 /** One sequence longer than a block: all keys and values first, then the queries block by block. */
-async function longSequence(s: Stream, v: View, b: Block, step: AttentionStep) {
+function* longSequence(s: Stream, v: View, b: Block, step: AttentionStep) {
   const d = s.config.hiddenSize;
   const { weights: w } = step;
   const length = b.end - b.begin;
@@ -354,42 +347,42 @@ async function longSequence(s: Stream, v: View, b: Block, step: AttentionStep) {
   const kv = keyValueIn(w, both, length);
   for (let begin = b.begin; begin < b.end; begin += s.blockTokens) {
     const end = Math.min(begin + s.blockTokens, b.end);
-    await normed(s, v, begin, end, step.norm, first, second);
-    await keysAndValues(s, v, begin, end, w, first, second, kv, begin - b.begin);
+    yield* normed(s, v, begin, end, step.norm, first, second);
+    yield* keysAndValues(s, v, begin, end, w, first, second, kv, begin - b.begin);
   }
   for (let begin = b.begin; begin < b.end; begin += s.blockTokens) {
     const end = Math.min(begin + s.blockTokens, b.end);
     const rows = end - begin;
     let [h, q] = [first, second];
-    await normed(s, v, begin, end, step.norm, h, q);
-    await dense(s, h, rows, w.query, q);
+    yield* normed(s, v, begin, end, step.norm, h, q);
+    yield* dense(s, h, rows, w.query, q);
     if (w.keyValue.length > 1) {
-      await rotate(s, v, begin, end, q, h);
+      yield* rotate(s, v, begin, end, q, h);
       [h, q] = [q, h];
     }
-    await attend(s, w.query.weight.outputs, q, kv, [1, rows, length], undefined, h);
-    await dense(s, h, rows, w.output, q);
+    yield* attend(s, w.query.weight.outputs, q, kv, [1, rows, length], undefined, h);
+    yield* dense(s, h, rows, w.output, q);
     if (step.projection) {
-      await dense(s, q, rows, step.projection, h);
+      yield* dense(s, q, rows, step.projection, h);
       [h, q] = [q, h];
     }
-    await addBlock(s, v, { begin, end, first: b.first }, q, h, step.gate, undefined);
+    yield* addBlock(s, v, { begin, end, first: b.first }, q, h, step.gate, undefined);
   }
 }
 
 /** x += scale · MHA(norm x) within the sequences of a view. */
-export async function attentionStep(s: Stream, v: View, step: AttentionStep): Promise<void> {
+export function* attentionStep(s: Stream, v: View, step: AttentionStep): Steps<void> {
   const sums = v.sharedClass ? new ClassSums() : undefined;
   const size = s.keep ? Number.POSITIVE_INFINITY : s.blockTokens;
   for (const b of blocksOf(v, size)) {
-    if (b.end - b.begin <= size || sums !== undefined) await shortBlock(s, v, b, step, sums);
-    else await longSequence(s, v, b, step);
+    if (b.end - b.begin <= size || sums !== undefined) yield* shortBlock(s, v, b, step, sums);
+    else yield* longSequence(s, v, b, step);
   }
   sums?.apply(s);
 }
 
 /** x += down(act(up(norm x))). */
-export async function mlpStep(s: Stream, step: MlpStep): Promise<void> {
+export function* mlpStep(s: Stream, step: MlpStep): Steps<void> {
   const { hiddenSize: d, intermediateSize: f, activation } = s.config;
   const total = s.x.length / d;
   const size = s.keep ? Math.max(total, 1) : s.blockTokens;
@@ -397,10 +390,10 @@ export async function mlpStep(s: Stream, step: MlpStep): Promise<void> {
     const rows = Math.min(size, total - begin);
     const [h, hidden] = cut(s.keep ? new Float32Array(rows * (d + f)) : s.scratch, rows * d, rows * f);
     const x = s.x.subarray(begin * d, (begin + rows) * d);
-    await normRows(x, rows, step.norm, s.config, h, s.options);
-    await dense(s, h, rows, step.up, hidden, activation);
+    yield* normRows(x, rows, step.norm, s.config, h, s.options);
+    yield* product(h, rows, step.up, hidden, s.options, activation);
     s.keep?.push({ kind: 'mlp', input: view(x.slice(), rows, d), hidden: view(hidden.slice(), rows, f) });
-    await dense(s, hidden, rows, step.down, h);
-    await addRows(x, h, d, undefined, s.options);
+    yield* dense(s, hidden, rows, step.down, h);
+    yield* addRows(x, h, d, undefined, s.options);
   }
 }

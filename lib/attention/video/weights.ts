@@ -1,12 +1,13 @@
 import type { BackendName } from '../../backend.ts';
+import { type Steps, step } from '../../checkpoint/steps.ts';
 import { decodeFloats, type FloatType } from '../../dtype.ts';
 import { HeddleError } from '../../errors.ts';
-import { packMatrix } from '../../gemm/linear.ts';
+import { packMatrix, packMatrixSync } from '../../gemm/linear.ts';
 import { type AsyncOpOptions, optionChoice } from '../../op.ts';
 import { makeTensor, type Tensor } from '../../tensor.ts';
 import { type ResolvedConfig, tensorShapes } from './config.ts';
-import type { NormWeights } from './ops.ts';
-import type { AttentionStep, AttentionWeights, Dense, MlpStep } from './steps.ts';
+import type { Dense, NormWeights } from './ops.ts';
+import type { AttentionStep, AttentionWeights, MlpStep } from './steps.ts';
 
 export interface VideoEncoderOptions {
   /**
@@ -32,7 +33,7 @@ export const ENCODER_OPTIONS: ReadonlySet<string> = new Set([
 ]);
 
 /** Reads a tensor by its name in {@link tensorShapes}, with the dims that it says. */
-export type ReadTensor = (name: string, dims: readonly number[]) => Promise<Tensor<FloatType>>;
+export type ReadTensor = (name: string, dims: readonly number[]) => Steps<Tensor<FloatType>>;
 
 /** One layer: its steps in order. `parallel`: both attention steps read the same stream. */
 export interface Layer {
@@ -115,48 +116,52 @@ export class WeightPacker {
     this.onProgress = options.onProgress;
   }
 
-  private async tensor(name: string): Promise<Tensor<FloatType>> {
+  private *tensor(name: string): Steps<Tensor<FloatType>> {
     const dims = this.shapes.get(name);
     if (dims === undefined) throw new HeddleError('ERR_INTERNAL', `no shape of ${name}`);
-    const t = await this.read(name, dims);
+    const t = yield* this.read(name, dims);
     this.onProgress?.({ done: ++this.done, total: this.shapes.size, stage: name });
     return t;
   }
 
-  private async floats(name: string): Promise<Tensor<'float32'>> {
-    return toFloat32(await this.tensor(name));
+  private *floats(name: string): Steps<Tensor<'float32'>> {
+    return toFloat32(yield* this.tensor(name));
   }
 
-  private async optional(name: string): Promise<Tensor<'float32'> | undefined> {
-    return this.shapes.has(name) ? this.floats(name) : undefined;
+  private *optional(name: string): Steps<Tensor<'float32'> | undefined> {
+    return this.shapes.has(name) ? yield* this.floats(name) : undefined;
   }
 
-  private async norm(name: string): Promise<NormWeights> {
-    return { weight: await this.floats(`${name}.weight`), bias: await this.floats(`${name}.bias`) };
+  private *norm(name: string): Steps<NormWeights> {
+    return { weight: yield* this.floats(`${name}.weight`), bias: yield* this.floats(`${name}.bias`) };
   }
 
-  private async pack(weight: Tensor<FloatType>, bias?: Tensor<'float32'>, exact = false): Promise<Dense> {
+  private *pack(weight: Tensor<FloatType>, bias?: Tensor<'float32'>, exact = false): Steps<Dense> {
     const type = exact && this.type === 'int8' ? 'float32' : this.type;
     // float16 has no packed form of its own.
-    const packed = await packMatrix(weight, { ...this.op, type });
+    const o = { ...this.op, type };
+    const packed = yield* step(
+      () => packMatrixSync(weight, o),
+      () => packMatrix(weight, o),
+    );
     this.matrices.push(packed);
     return { weight: packed, bias };
   }
 
-  private async dense(name: string): Promise<Dense> {
-    const weight = await this.tensor(`${name}.weight`);
-    return this.pack(weight, await this.optional(`${name}.bias`));
+  private *dense(name: string): Steps<Dense> {
+    const weight = yield* this.tensor(`${name}.weight`);
+    return yield* this.pack(weight, yield* this.optional(`${name}.bias`));
   }
 
   /** The heads [from, from + count) of an attention layer; the output's bias goes with the first. */
-  private async heads(
+  private *heads(
     qkv: Tensor<FloatType>,
     qkvBias: Tensor<'float32'> | undefined,
     output: Tensor<FloatType>,
     outputBias: Tensor<'float32'>,
     from: number,
     count: number,
-  ): Promise<AttentionWeights> {
+  ): Steps<AttentionWeights> {
     const d = this.c.hiddenSize;
     const width = (count * d) / this.c.heads;
     const first = (from * d) / this.c.heads;
@@ -165,47 +170,47 @@ export class WeightPacker {
       (i) => qkvBias && (rowsOf(qkvBias.reshape([3 * d, 1]), i * d + first, width) as Tensor<'float32'>),
     );
     const flat = (b: Tensor<'float32'> | undefined) => b?.reshape([b.size]);
-    const query = await this.pack(weights[0], flat(biases[0]));
+    const query = yield* this.pack(weights[0], flat(biases[0]));
     const keyValue =
       this.c.positions === 'rotary'
-        ? [await this.pack(weights[1], flat(biases[1])), await this.pack(weights[2], flat(biases[2]))]
+        ? [yield* this.pack(weights[1], flat(biases[1])), yield* this.pack(weights[2], flat(biases[2]))]
         : [
-            await this.pack(
+            yield* this.pack(
               joined(weights.slice(1)),
               biases[1] && flat(joined([biases[1], biases[2] as Tensor<'float32'>]) as Tensor<'float32'>),
             ),
           ];
     const columns = count === this.c.heads ? output : columnsOf(output, first, width);
-    const out = await this.pack(columns, from === 0 ? outputBias : undefined);
+    const out = yield* this.pack(columns, from === 0 ? outputBias : undefined);
     return { query, keyValue, output: out };
   }
 
-  private async attention(name: string): Promise<AttentionWeights[]> {
-    const qkv = await this.tensor(`${name}.qkv.weight`);
-    const qkvBias = await this.optional(`${name}.qkv.bias`);
-    const output = await this.tensor(`${name}.output.weight`);
-    const outputBias = await this.floats(`${name}.output.bias`);
+  private *attention(name: string): Steps<AttentionWeights[]> {
+    const qkv = yield* this.tensor(`${name}.qkv.weight`);
+    const qkvBias = yield* this.optional(`${name}.qkv.bias`);
+    const output = yield* this.tensor(`${name}.output.weight`);
+    const outputBias = yield* this.floats(`${name}.output.bias`);
     const { heads, attention } = this.c;
     const parts = attention === 'factorized-dot-product' ? [heads / 2, heads / 2] : [heads];
     const all: AttentionWeights[] = [];
     for (const [i, count] of parts.entries()) {
-      all.push(await this.heads(qkv, qkvBias, output, outputBias, i * count, count));
+      all.push(yield* this.heads(qkv, qkvBias, output, outputBias, i * count, count));
     }
     return all;
   }
 
-  private async layer(p: string, axis: AttentionStep['axis']): Promise<Layer> {
+  private *layer(p: string, axis: AttentionStep['axis']): Steps<Layer> {
     const { attention: kind, order, timeGate } = this.c;
     const time: AttentionStep[] = [];
     if (kind === 'factorized-self-attention' || kind === 'divided-space-time') {
-      const norm = await this.norm(`${p}.timeNorm`);
-      const [weights] = await this.attention(`${p}.timeAttention`);
-      const projection = kind === 'divided-space-time' ? await this.dense(`${p}.timeProjection`) : undefined;
-      const gate = timeGate ? (await this.floats(`${p}.timeGate`)).data[0] : undefined;
+      const norm = yield* this.norm(`${p}.timeNorm`);
+      const [weights] = yield* this.attention(`${p}.timeAttention`);
+      const projection = kind === 'divided-space-time' ? yield* this.dense(`${p}.timeProjection`) : undefined;
+      const gate = timeGate ? (yield* this.floats(`${p}.timeGate`)).data[0] : undefined;
       time.push({ kind: 'attention', axis: 'time', norm, weights, projection, gate });
     }
-    const norm = await this.norm(`${p}.norm`);
-    const weights = await this.attention(`${p}.attention`);
+    const norm = yield* this.norm(`${p}.norm`);
+    const weights = yield* this.attention(`${p}.attention`);
     const own: AttentionStep[] = weights.map((w, i) => ({
       kind: 'attention',
       axis: weights.length === 2 && i === 0 ? 'time' : axis,
@@ -214,44 +219,44 @@ export class WeightPacker {
     }));
     const mlp: MlpStep = {
       kind: 'mlp',
-      norm: await this.norm(`${p}.mlpNorm`),
-      up: await this.dense(`${p}.mlp.up`),
-      down: await this.dense(`${p}.mlp.down`),
+      norm: yield* this.norm(`${p}.mlpNorm`),
+      up: yield* this.dense(`${p}.mlp.up`),
+      down: yield* this.dense(`${p}.mlp.down`),
     };
     const attends = order === 'space-time' && time.length > 0 ? [...own, ...time] : [...time, ...own];
     return { steps: [...attends, mlp], parallel: own.length === 2 };
   }
 
-  async parts(): Promise<EncoderParts> {
+  *parts(): Steps<EncoderParts> {
     const c = this.c;
     try {
-      const patchWeight = await this.tensor('patch.weight');
+      const patchWeight = yield* this.tensor('patch.weight');
       const flat = makeTensor(patchWeight.type, patchWeight.data, [
         c.hiddenSize,
         patchWeight.size / c.hiddenSize,
       ]);
-      const patch = await this.pack(flat as Tensor<FloatType>, await this.floats('patch.bias'), true);
-      const data = async (name: string) => (await this.optional(name))?.data;
+      const patch = yield* this.pack(flat as Tensor<FloatType>, yield* this.floats('patch.bias'), true);
+
       const axis = c.attention === 'joint' || c.attention === 'space-only' ? 'joint' : 'space';
       const parts: EncoderParts = {
         patch,
-        classToken: await data('classToken'),
-        timeClassToken: await data('timeClassToken'),
-        positions: await data('positions'),
-        spacePositions: await data('positions.space'),
-        timePositions: await data('positions.time'),
+        classToken: (yield* this.optional('classToken'))?.data,
+        timeClassToken: (yield* this.optional('timeClassToken'))?.data,
+        positions: (yield* this.optional('positions'))?.data,
+        spacePositions: (yield* this.optional('positions.space'))?.data,
+        timePositions: (yield* this.optional('positions.time'))?.data,
         layers: [],
-        norm: await this.norm('norm'),
+        norm: yield* this.norm('norm'),
         timeLayers: [],
         matrices: this.matrices,
       };
       const spaceAxis = c.attention === 'space-only' ? 'space' : axis;
-      for (let i = 0; i < c.layers; i++) parts.layers.push(await this.layer(`layers.${i}`, spaceAxis));
+      for (let i = 0; i < c.layers; i++) parts.layers.push(yield* this.layer(`layers.${i}`, spaceAxis));
       for (let i = 0; i < c.timeLayers; i++) {
-        parts.timeLayers.push(await this.layer(`timeLayers.${i}`, 'time'));
+        parts.timeLayers.push(yield* this.layer(`timeLayers.${i}`, 'time'));
       }
-      if (c.attention === 'factorized-encoder') parts.timeNorm = await this.norm('timeNorm');
-      if (c.poolerSize > 0) parts.pooler = await this.dense('pooler');
+      if (c.attention === 'factorized-encoder') parts.timeNorm = yield* this.norm('timeNorm');
+      if (c.poolerSize > 0) parts.pooler = yield* this.dense('pooler');
       return parts;
     } catch (error) {
       for (const m of this.matrices) m.dispose();

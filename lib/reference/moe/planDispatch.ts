@@ -17,7 +17,7 @@ export function planDispatchReference(
   offsets: Int32Array,
   inverse: Int32Array,
   dropped: Int32Array | null,
-  droppedCount: Int32Array,
+  counts: Int32Array,
 ): number {
   const routesOf: number[][] = Array.from({ length: experts }, () => []);
   for (let i = 0; i < tokens * k; i++) {
@@ -62,6 +62,7 @@ export function planDispatchReference(
   offsets[experts] = place;
   lost.sort((a, b) => a - b);
   dropped?.set(lost);
-  droppedCount[0] = lost.length;
+  counts[0] = lost.length;
+  counts[1] = offsets[experts];
   return 0;
 }

@@ -3,11 +3,12 @@ import { type ResolvedConfig, resolveConfig } from '../../../lib/attention/video
 import { VideoEncoder, type VideoEncoderConfig } from '../../../lib/attention/video/index.ts';
 import { Tensor } from '../../../lib/index.ts';
 import { videoEncoderReference } from '../../../lib/reference/attention/videoEncoder.ts';
+import { randomTensors } from '../../cases/attention/videoEncoder.ts';
 import { sameBits } from '../../cases/case.ts';
 import { Random } from '../../cases/random.ts';
 import { everyVariant } from '../../helpers/backends.ts';
 import { expectNear } from '../../helpers/golden.ts';
-import { randomTensors, referenceTensors } from '../../helpers/videoEncoders.ts';
+import { referenceTensors } from '../../helpers/videoEncoders.ts';
 
 const SHAPE = {
   imageSize: [14, 22] as [number, number],
@@ -90,7 +91,7 @@ function someTokens(c: ResolvedConfig, clips: number, even: boolean) {
 }
 
 describe.each(Object.entries(CONFIGS))('%s', (_, config) => {
-  const tensors = randomTensors(config, 3);
+  const tensors = randomTensors(config, new Random(3));
   const resolved = resolveConfig(config);
   const frames = framesOf(config, 2);
   const expected = videoEncoderReference(resolved, referenceTensors(tensors), frames.data, frames.dims);
@@ -152,7 +153,7 @@ describe('what a token depends on, by finite differences', () => {
   const config = { ...SHAPE, layers: 1, positions: 'none' as const };
   const influence = (c: VideoEncoderConfig): number[][] => {
     const resolved = resolveConfig(c);
-    const get = referenceTensors(randomTensors(c, 9));
+    const get = referenceTensors(randomTensors(c, new Random(9)));
     const frames = Float64Array.from(framesOf(c, 1).data);
     const dims = framesOf(c, 1).dims;
     const run = (x: Float64Array) => videoEncoderReference(resolved, get, x, dims).hidden;
@@ -214,7 +215,7 @@ describe('one axis of length 1 is joint attention', () => {
       attention: 'factorized-self-attention',
       timeGate: true,
     };
-    const tensors = zeroed(randomTensors(factorized, 1), 'timeGate');
+    const tensors = zeroed(randomTensors(factorized, new Random(1)), 'timeGate');
     const joint = Object.fromEntries(Object.entries(tensors).filter(([name]) => !/\.time/.test(name)));
     const a = await run(factorized, tensors);
     const b = await run({ ...config, attention: 'joint' }, joint);
@@ -226,7 +227,7 @@ describe('one axis of length 1 is joint attention', () => {
   it('a single patch, space left out', async () => {
     const config = { ...SHAPE, imageSize: [6, 4] as [number, number], positions: 'none' as const };
     const factorized: VideoEncoderConfig = { ...config, attention: 'factorized-self-attention' };
-    const tensors = zeroed(randomTensors(factorized, 2), '.attention.output');
+    const tensors = zeroed(randomTensors(factorized, new Random(2)), '.attention.output');
     const joint: Record<string, Tensor<'float32'>> = {};
     for (const [name, t] of Object.entries(tensors)) {
       if (/\.(norm|attention)\./.test(name)) continue;

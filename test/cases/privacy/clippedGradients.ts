@@ -1,3 +1,4 @@
+import type { OpOptions } from '../../../lib/op.ts';
 import {
   clippedGradients,
   clippedGradientsSync,
@@ -5,9 +6,10 @@ import {
   type LoraGradients,
 } from '../../../lib/privacy/clippedGradients.ts';
 import type { Tensor } from '../../../lib/tensor.ts';
-import type { OpCase } from '../case.ts';
+import type { CaseSlice, OpCase } from '../case.ts';
 import { benchShapes, layerShapes } from './layerShapes.ts';
 import { asLinear, type LayerShape, makeLayer, samplesOf, sizes } from './layers.ts';
+import { type AnyLayer, fewOutputs } from './slices.ts';
 
 function outputs(g: LayerGradients | LoraGradients): Tensor[] {
   return Object.values(g);
@@ -28,6 +30,22 @@ function work(shape: LayerShape): { flops?: number; bytes?: number } {
   return { bytes: 4 * rows * (shape.outputs ?? 1) * (shape.kind === 'embedding' ? 1 : 2) };
 }
 
+/** The plain weight gradient, without clipping, by PyTorch. */
+function peerOf(s: LayerShape): Pick<OpCase, 'peers'> {
+  const [samples, positions = 1] = s.lead;
+  if (s.kind !== 'linear') return {};
+  return {
+    peers: { pytorch: { op: 'weight_gradients', samples, positions, widths: `${s.inputs},${s.outputs}` } },
+  };
+}
+
+/** What the reference can do of a layer of real size: two outputs, or all of it where it is small. */
+function part(layer: AnyLayer, factors: Float32Array): CaseSlice {
+  const few = fewOutputs(layer, 2) ?? { layer, of: (all: Tensor[]) => all, fraction: 1 };
+  const run = (o: OpOptions) => outputs(clippedGradientsSync(few.layer, factors, o));
+  return { prepared: { run, runAsync: async (o) => run(o) }, fraction: few.fraction, of: few.of };
+}
+
 function caseOf(shape: LayerShape): OpCase {
   return {
     family: 'privacy',
@@ -37,6 +55,7 @@ function caseOf(shape: LayerShape): OpCase {
     ...work(shape),
     items: { unit: 'sample', count: samplesOf(shape) },
     bench: shape.bench,
+    ...(shape.bench ? peerOf(shape) : {}),
     verify: !shape.bench,
     prepare(random) {
       const layer = makeLayer(shape, random);
@@ -52,6 +71,7 @@ function caseOf(shape: LayerShape): OpCase {
           const out = clippedGradientsSync(layer, factors, o);
           return () => clippedGradientsSync(layer, factors, { ...o, out });
         },
+        ...(shape.bench ? { slice: part(layer, factors) } : {}),
       };
     },
   };

@@ -298,7 +298,7 @@ export const benchShapes: LayerShape[] = [
   {
     name: 'tied GPT-2, vocabulary of 8,192',
     kind: 'tied-embedding',
-    lead: [4, 256],
+    lead: [4, 128],
     inputs: 768,
     numEmbeddings: 8192,
     bench: true,
@@ -317,7 +317,7 @@ export const benchShapes: LayerShape[] = [
   {
     name: 'conv2d ResNet',
     kind: 'conv2d',
-    lead: [16, 128, 28, 28],
+    lead: [4, 128, 28, 28],
     outputs: 128,
     bias: true,
     conv: { kernel: 3, padding: 1 },

@@ -1,11 +1,14 @@
+import type { OpOptions } from '../../../lib/op.ts';
 import {
   perSampleSquaredNorms,
   perSampleSquaredNormsSync,
   type SquaredNormsOptions,
 } from '../../../lib/privacy/perSampleSquaredNorms.ts';
-import type { OpCase } from '../case.ts';
+import { Tensor } from '../../../lib/tensor.ts';
+import type { CaseSlice, OpCase } from '../case.ts';
 import { benchShapes, layerShapes } from './layerShapes.ts';
 import { asLinear, type LayerShape, makeLayer, samplesOf, sizes } from './layers.ts';
+import { type AnyLayer, oneSample } from './slices.ts';
 
 function work(s: LayerShape, method: SquaredNormsOptions['method']): { flops?: number; bytes?: number } {
   if (s.conv !== undefined) {
@@ -27,6 +30,31 @@ function work(s: LayerShape, method: SquaredNormsOptions['method']): { flops?: n
   return { flops: method === 'ghost' ? rows * (t + 1) * (d + p) : 2 * rows * d * p };
 }
 
+/** The same norms by PyTorch, where it has a way. */
+function peerOf(s: LayerShape, method: SquaredNormsOptions['method']): Pick<OpCase, 'peers'> {
+  const [samples, positions = 1] = s.lead;
+  const { inputs = 0, outputs = 0, numEmbeddings = 0 } = s;
+  if (s.kind === 'linear') {
+    const op = method === 'ghost' ? 'ghost_norm' : 'vmap_norm';
+    return { peers: { pytorch: { op, samples, positions, inputs, outputs } } };
+  }
+  if (s.kind !== 'embedding') return {};
+  return {
+    peers: { pytorch: { op: 'embedding_norm', samples, positions, width: outputs, rows: numEmbeddings } },
+  };
+}
+
+/** What the reference can do of a layer of real size: the first sample. */
+function firstSample(layer: AnyLayer, method: SquaredNormsOptions['method'], samples: number): CaseSlice {
+  const one = oneSample(layer, 0);
+  const run = (o: OpOptions) => [perSampleSquaredNormsSync(one, { method, ...o })];
+  return {
+    prepared: { run, runAsync: async (o) => run(o) },
+    fraction: 1 / samples,
+    of: ([t]) => [new Tensor('float32', (t.data as Float32Array).slice(0, 1), [1])],
+  };
+}
+
 function caseOf(shape: LayerShape, method: SquaredNormsOptions['method']): OpCase {
   return {
     family: 'privacy',
@@ -36,6 +64,7 @@ function caseOf(shape: LayerShape, method: SquaredNormsOptions['method']): OpCas
     ...work(shape, method),
     items: { unit: 'sample', count: samplesOf(shape) },
     bench: shape.bench,
+    ...(shape.bench ? peerOf(shape, method) : {}),
     verify: !shape.bench,
     prepare(random) {
       const layer = makeLayer(shape, random);
@@ -46,6 +75,7 @@ function caseOf(shape: LayerShape, method: SquaredNormsOptions['method']): OpCas
           const out = perSampleSquaredNormsSync(layer, { method, ...o });
           return () => perSampleSquaredNormsSync(layer, { method, ...o, out });
         },
+        ...(shape.bench ? { slice: firstSample(layer, method, samplesOf(shape)) } : {}),
       };
     },
   };
