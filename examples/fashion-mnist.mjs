@@ -109,7 +109,7 @@ let log = {
   processor: cpus()[0]?.model,
   cores: cpus().length,
   node: process.version,
-  flags,
+  flags: { ...flags, data: undefined, out: undefined, resume: undefined, 'stop-after': undefined },
   delta,
   noiseMultiplier,
   sampleRate: sampler.sampleRate,

@@ -23,18 +23,19 @@ export function plot(log) {
   const accuracy = (a) => TOP + height * (1 - (a - low) / (1 - low));
   const epsilon = (e) => TOP + height * (1 - e / top);
   const out = [];
-  for (let i = 0; i <= 4; i++) {
-    const y = TOP + (height * i) / 4;
+  const lines = Math.round(10 * (1 - low));
+  for (let i = 0; i <= lines; i++) {
+    const y = TOP + (height * i) / lines;
     out.push(`<line x1="${LEFT}" x2="${WIDTH - RIGHT}" y1="${y}" y2="${y}" stroke="#ddd"/>`);
     out.push(
       text(
         LEFT - 8,
         y + 4,
-        `${(100 * (1 - ((1 - low) * i) / 4)).toFixed(0)} %`,
+        `${(100 * (1 - ((1 - low) * i) / lines)).toFixed(0)} %`,
         `text-anchor="end" fill="${BLUE}"`,
       ),
     );
-    out.push(text(WIDTH - RIGHT + 8, y + 4, (top * (1 - i / 4)).toFixed(2), `fill="${ORANGE}"`));
+    out.push(text(WIDTH - RIGHT + 8, y + 4, (top * (1 - i / lines)).toFixed(2), `fill="${ORANGE}"`));
   }
   const tick = Math.max(1, Math.round(count / 8));
   for (let epoch = 0; epoch <= count; epoch += tick) {
@@ -46,7 +47,7 @@ export function plot(log) {
   out.push(line(of(epsilon, 'epsilonPrv'), ORANGE, ' stroke-dasharray="7 4"'));
   out.push(line(of(accuracy, 'testAccuracy'), BLUE));
   const last = rows[rows.length - 1];
-  const title = `Fashion-MNIST: ${(100 * last.testAccuracy).toFixed(2)} % at ε = ${last.epsilonPrv.toFixed(2)}, δ = ${log.delta}`;
+  const title = `Fashion-MNIST: ${(100 * last.testAccuracy).toFixed(2)} % at ε = ${last.epsilonPrv.toFixed(2)}, δ = ${log.flags.delta}`;
   out.push(text(LEFT, 24, title, 'font-size="16" font-weight="600"'));
   out.push(text(LEFT, 44, 'test accuracy', `fill="${BLUE}"`));
   out.push(

@@ -22,10 +22,6 @@ export {
   crossEntropySync,
 } from './crossEntropy.ts';
 export type { DynamicLossScale } from './lossScale.ts';
-export type { PrivateOptimizerOptions } from './optimizerOptions.ts';
+export type { Accumulated, Layers, PrivateOptimizerOptions, StepReport } from './optimizerOptions.ts';
 export type { OptimizerProgress, OptimizerState } from './optimizerState.ts';
-export {
-  type Accumulated,
-  PrivateOptimizer,
-  type StepReport,
-} from './privateOptimizer.ts';
+export { PrivateOptimizer } from './privateOptimizer.ts';

@@ -1,7 +1,9 @@
 import { HeddleError } from '../errors.ts';
-import { type OpOptions, optionNumber } from '../op.ts';
+import { type OpOptions, optionChoice, optionNumber } from '../op.ts';
 import type { ClipFactorsOptions } from '../privacy/clipFactors.ts';
+import { discreteNoisePlan } from '../privacy/discreteNoise.ts';
 import type { PrivateLayer } from '../privacy/layer.ts';
+import type { LoraLayer } from '../privacy/loraLayer.ts';
 import type { SamplingGuarantee } from '../privacy/samplers.ts';
 import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import type { Algorithm, AlgorithmOptions } from './algorithm.ts';
@@ -19,6 +21,12 @@ export interface PrivateOptimizerOptions {
   noiseMultiplier: number;
   /** The batches: of a `PoissonSampler`, or what it would say. The public expected batch is what a step divides by. */
   sampler: { sampleRate: number; expectedBatch: number; guarantee?: SamplingGuarantee };
+  /**
+   * `continuous` (default): Gaussian noise in float32. `discrete`: sums are rounded to a grid and get discrete Gaussian
+   * noise drawn by integers alone, which leaves no pattern of floating point; every parameter must then be in this
+   * optimizer. See `discreteNoisePlan`.
+   */
+  noise?: 'continuous' | 'discrete';
   /** 32 secret bytes, one key per run: `createNoiseKey()`. A resumed run needs the same. */
   key: Uint8Array;
   /** How norms become factors; see `clipFactors`. Default Abadi's. */
@@ -42,6 +50,7 @@ export const OPTIONS: ReadonlySet<string> = new Set([
   'algorithm',
   'maxNorm',
   'noiseMultiplier',
+  'noise',
   'sampler',
   'key',
   'mode',
@@ -53,6 +62,46 @@ export const OPTIONS: ReadonlySet<string> = new Set([
   'backend',
   'threads',
 ]);
+/** What one micro-batch came to. Private: not for publication. */
+export interface Accumulated {
+  samples: number;
+  /** Samples left out because a norm was NaN or infinite. */
+  nonFinite: readonly number[];
+}
+
+/** What one step came to. The counts are private: not for publication. */
+export interface StepReport {
+  /** Number of the step just taken, from 0. */
+  step: number;
+  /** Samples that were accumulated (0: a step of noise alone), and those of them left out as not finite. */
+  samples: number;
+  nonFinite: number;
+  /** The loss scale from now on. */
+  lossScale: number;
+}
+
+/** What a backward pass recorded of each layer. */
+export type Layers = Readonly<Record<string, PrivateLayer | LoraLayer>>;
+
+/** @internal What `addNoise` is told besides key, step and offset. */
+export interface NoiseParameters {
+  mode: 'continuous' | 'discrete';
+  stddev: number;
+  granularity?: number;
+}
+
+/** @internal */
+export function noiseOf(options: PrivateOptimizerOptions, slots: readonly Slot[]): NoiseParameters {
+  const { noiseMultiplier, maxNorm } = options;
+  const mode = optionChoice(options.noise, ['continuous', 'discrete'], 'continuous', 'noise');
+  if (mode === 'continuous' || noiseMultiplier === 0) {
+    return { mode: 'continuous', stddev: noiseMultiplier * maxNorm };
+  }
+  const elements = slots.reduce((sum, s) => sum + s.parameter.length, 0);
+  const { stddev, granularity } = discreteNoisePlan({ maxNorm, noiseMultiplier, elements });
+  return { mode, stddev, granularity };
+}
+
 /** @internal A trained parameter with its state. */
 export interface Slot {
   layer: string;
@@ -144,11 +193,7 @@ export function groupsOf(grouping: PrivateOptimizerOptions['grouping'], names: r
 }
 
 /** @internal Every trained layer must be there, and nothing that is not known. */
-export function checkLayers(
-  layers: Readonly<Record<string, PrivateLayer>>,
-  names: readonly string[],
-  frozen: ReadonlySet<string>,
-): void {
+export function checkLayers(layers: Layers, names: readonly string[], frozen: ReadonlySet<string>): void {
   if (layers === null || typeof layers !== 'object') {
     throw new HeddleError('ERR_ARGUMENT', 'layers: expected an object of layers by name');
   }

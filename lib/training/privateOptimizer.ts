@@ -18,37 +18,22 @@ import { LossScale } from './lossScale.ts';
 import { optimizerUpdate } from './ops/optimizerUpdate.ts';
 import type { RunOptions } from './ops/perform.ts';
 import {
+  type Accumulated,
   checkLayers,
   checkSampler,
   groupsOf,
+  type Layers,
+  type NoiseParameters,
+  noiseOf,
   OPTIONS,
   type PrivateOptimizerOptions,
   type Slot,
+  type StepReport,
   slotsOf,
 } from './optimizerOptions.ts';
 import { type OptimizerState, openState, readState, sealState, writeState } from './optimizerState.ts';
 
 const SIGNAL: ReadonlySet<string> = new Set(['signal']);
-
-/** What one micro-batch came to. Private: not for publication. */
-export interface Accumulated {
-  samples: number;
-  /** Samples left out because a norm was NaN or infinite. */
-  nonFinite: readonly number[];
-}
-
-/** What one step came to. The counts are private: not for publication. */
-export interface StepReport {
-  /** Number of the step just taken, from 0. */
-  step: number;
-  /** Samples that were accumulated (0: a step of noise alone), and those of them left out as not finite. */
-  samples: number;
-  nonFinite: number;
-  /** The loss scale from now on. */
-  lossScale: number;
-}
-
-type Layers = Readonly<Record<string, PrivateLayer>>;
 
 /**
  * DP-SGD, DP-AdamW and DP-LAMB on what any backward pass computed: per-sample norms, clip factors, clipped sums into
@@ -91,6 +76,7 @@ export class PrivateOptimizer {
   readonly #scale: LossScale;
   readonly #key: Uint8Array;
   readonly #noiseMultiplier: number;
+  readonly #noise: NoiseParameters;
   readonly #sampleRate: number;
   readonly #expectedBatch: number;
   /** Index of the noise behind the last parameter's. */
@@ -124,6 +110,7 @@ export class PrivateOptimizer {
     this.#run = { backend: options.backend, threads: options.threads };
     const offset = optionInteger(options.noiseOffset ?? 0, 0, Number.MAX_SAFE_INTEGER, 'noiseOffset');
     this.#slots = slotsOf(options.layers, this.#algorithm, offset);
+    this.#noise = noiseOf(options, this.#slots);
     this.#end = this.#slots.reduce((end, s) => Math.max(end, s.offset + s.parameter.length), offset);
   }
 
@@ -195,7 +182,7 @@ export class PrivateOptimizer {
         );
       }
       // Factors of zero: what the kernels would refuse is refused here, before any sum changes.
-      clippedGradientsSync(layers[name], new Float32Array(squares.size), {
+      clippedGradientsSync(layers[name] as PrivateLayer, new Float32Array(squares.size), {
         ...this.#run,
         out: this.#out(name),
       });
@@ -206,9 +193,10 @@ export class PrivateOptimizer {
     for (const [i, name] of names.entries()) {
       const c = unscaled[this.#clip.grouping[i]];
       const out = this.#out(name);
+      const layer = layers[name] as PrivateLayer;
       yield* step(
-        () => clippedGradientsSync(layers[name], c, { ...this.#run, out }),
-        () => clippedGradients(layers[name], c, { ...run, out }),
+        () => clippedGradientsSync(layer, c, { ...this.#run, out }),
+        () => clippedGradients(layer, c, { ...run, out }),
       );
     }
     const samples = norms[0].length;
@@ -220,7 +208,6 @@ export class PrivateOptimizer {
   }
 
   *#step(): Steps<StepReport> {
-    const { maxNorm } = this.#clip;
     const number = this.#steps;
     const algorithm = this.#algorithm;
     optionNumber(this.learningRate, 0, 0, 'learningRate');
@@ -230,7 +217,7 @@ export class PrivateOptimizer {
       const noiseMultiplier = this.#scale.combined(this.#noiseMultiplier);
       this.#ledger.record({ noiseMultiplier, sampleRate: this.#sampleRate, steps: 1 });
     }
-    const noise = { key: this.#key, step: number, stddev: this.#noiseMultiplier * maxNorm };
+    const noise = { ...this.#noise, key: this.#key, step: number };
     const correction = (beta: number) => 1 / (1 - beta ** (number + 1));
     for (const s of this.#slots) {
       const own = { ...this.#run, ...noise, offset: s.offset };
@@ -330,6 +317,7 @@ export class PrivateOptimizer {
         grouping,
       },
       noiseMultiplier: this.#noiseMultiplier,
+      noise: this.#noise.mode,
       sampleRate: this.#sampleRate,
       expectedBatch: this.#expectedBatch,
       lossScale: { countNoise: this.#scale.countNoise, growthInterval: this.#scale.growthInterval },

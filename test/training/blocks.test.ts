@@ -16,6 +16,7 @@ import {
   GroupNorm,
   LayerNorm,
   Linear,
+  type LinearLayer,
   MaxPool2d,
   PositionEmbedding,
   type PrivateLayer,
@@ -173,10 +174,8 @@ describe.each(everyVariant())('blocks on $name', ({ options, use }) => {
         options,
       );
       for (const name of Object.keys(layers)) {
-        const [a, b] = [layers, own].map((of) => {
-          const { gradOutputs } = of[name] as { gradOutputs: { data: unknown } };
-          return gradOutputs.data as Float32Array;
-        });
+        const a = (layers[name] as LinearLayer).gradOutputs.data as Float32Array;
+        const b = (own[name] as LinearLayer).gradOutputs.data as Float32Array;
         expect(b).toEqual(a.slice(b.length, 2 * b.length));
       }
     }

@@ -1,124 +1,35 @@
-import { readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { encodeFloats } from '../../lib/dtype.ts';
-import { openCheckpointSync, Tensor } from '../../lib/index.ts';
+import { Tensor } from '../../lib/index.ts';
 import {
-  Conv2d,
   clipFactorsSync,
+  clippedGradientsSync,
   crossEntropySync,
-  Embedding,
-  Flatten,
-  GroupNorm,
+  discreteNoisePlan,
   gaussianNoiseSync,
-  LayerNorm,
   Linear,
   PoissonSampler,
-  type PrivateLayer,
   PrivateOptimizer,
   type PrivateOptimizerOptions,
   perSampleSquaredNormsSync,
-  Residual,
-  SelfAttention,
   Sequential,
-  ShuffledSampler,
   Tanh,
 } from '../../lib/privacy/index.ts';
-import { prepareLayer } from '../../lib/privacy/layer.ts';
-import { perSampleGradient } from '../../lib/reference/privacy/perSampleGradient.ts';
 import { Random } from '../cases/random.ts';
 import { everyVariant } from '../helpers/backends.ts';
-import { expectRejection, expectThrow } from '../helpers/errors.ts';
+import { expectThrow } from '../helpers/errors.ts';
 import { expectNear, floatTensor, type GoldenTensor, readGolden } from '../helpers/golden.ts';
-import { temporaryFolder } from '../helpers/program.ts';
-
-const KEY = Uint8Array.from({ length: 32 }, (_, i) => 7 * i + 3);
-const SAMPLER = { sampleRate: 0.01, expectedBatch: 8 };
-const f32 = (data: ArrayLike<number>, dims: number[]) => new Tensor('float32', Float32Array.from(data), dims);
-
-/** A transformer with every kind of layer that a text model has, and a batch for it. */
-function textModel(samples = 6) {
-  const model = new Sequential([
-    new Embedding(7, 8),
-    new Residual(new Sequential([new LayerNorm(8), new SelfAttention(8, 2, { causal: true })])),
-    new Linear(8, 7),
-  ]).initialize(1);
-  const random = new Random(2);
-  const ids = new Tensor(
-    'int32',
-    Int32Array.from({ length: samples * 5 }, () => random.integer(0, 6)),
-    [samples, 5],
-  );
-  return { model, x: ids, labels: ids };
-}
-
-function imageModel(samples = 6) {
-  const model = new Sequential([
-    new Conv2d(1, 4, 3, { stride: 2 }),
-    new GroupNorm(2, 4),
-    new Tanh(),
-    new Flatten(),
-    new Linear(36, 3),
-  ]).initialize(1);
-  const random = new Random(3);
-  const x = f32(random.normals(samples * 64), [samples, 1, 8, 8]);
-  const labels = new Tensor(
-    'int32',
-    Int32Array.from({ length: samples }, () => random.integer(0, 2)),
-    [samples],
-  );
-  return { model, x, labels };
-}
-
-type Problem = ReturnType<typeof textModel> | ReturnType<typeof imageModel>;
-
-const take = <T extends Tensor>(t: T, from: number, to: number): T => {
-  const each = t.size / t.dims[0];
-  return new Tensor(t.type, t.data.slice(from * each, to * each) as never, [
-    to - from,
-    ...t.dims.slice(1),
-  ]) as T;
-};
-
-function layersOf({ model, x, labels }: Problem, from = 0, to = x.dims[0], scale = 1, options = {}) {
-  const pass = model.forwardSync(take<Tensor>(x, from, to), options);
-  const { gradient } = crossEntropySync(pass.output, take(labels, from, to), { scale, ...options });
-  return pass.backwardSync(gradient, options);
-}
-
-function optimizerFor(model: Sequential, more: Partial<PrivateOptimizerOptions> = {}): PrivateOptimizer {
-  return new PrivateOptimizer({
-    layers: model.layers,
-    algorithm: { type: 'sgd', learningRate: 1 },
-    maxNorm: 0.5,
-    noiseMultiplier: 0,
-    sampler: SAMPLER,
-    key: KEY,
-    ...more,
-  });
-}
-
-const flatten = (model: Sequential) =>
-  Float32Array.from(
-    Object.values(model.layers).flatMap((p) => Object.values(p).flatMap((t) => Array.from(t.data))),
-  );
-
-/** Every sample's whole gradient in float64, parameter after parameter in the order of the model. */
-function naiveGradients(
-  model: Sequential,
-  layers: Record<string, PrivateLayer>,
-  samples: number,
-): number[][] {
-  return Array.from({ length: samples }, (_, i) =>
-    Object.entries(model.layers).flatMap(([name, parameters]) => {
-      const own = perSampleGradient(prepareLayer(layers[name]).reference(), i) as Record<
-        string,
-        Float64Array
-      >;
-      return Object.keys(parameters).flatMap((p) => Array.from(own[p]));
-    }),
-  );
-}
+import {
+  f32,
+  flatten,
+  imageModel,
+  KEY,
+  layersOf,
+  naiveGradients,
+  optimizerFor,
+  SAMPLER,
+  textModel,
+} from '../helpers/training.ts';
 
 describe.each(everyVariant())('PrivateOptimizer on $name', ({ options, use }) => {
   it.each([
@@ -294,6 +205,65 @@ describe('PrivateOptimizer', () => {
     expect(Math.abs(correlation(moves[1], moves[2]))).toBeLessThan(0.3);
   });
 
+  it('discrete noise lies on a grid, has the deviation of its plan, and is resumed as such', () => {
+    const { model } = imageModel();
+    const weight = f32(new Array(4096).fill(0), [1, 4096]);
+    const make = (more: Partial<PrivateOptimizerOptions> = {}) =>
+      optimizerFor(model, {
+        layers: { l: { weight } },
+        noise: 'discrete',
+        noiseMultiplier: 2,
+        ...more,
+      });
+    const optimizer = make({ sampler: { sampleRate: 0.01, expectedBatch: 1 } });
+    optimizer.stepSync();
+    const plan = discreteNoisePlan({ maxNorm: 0.5, noiseMultiplier: 2, elements: 4096 });
+    expect(weight.data.every((x) => Number.isInteger(x / plan.granularity))).toBe(true);
+    expect(plan.stddev).toBeGreaterThanOrEqual(1);
+    expect(Math.hypot(...weight.data) / 64).toBeGreaterThan(0.95);
+    expect(Math.hypot(...weight.data) / 64).toBeLessThan(1.05);
+    const other = make({ sampler: { sampleRate: 0.01, expectedBatch: 1 }, noise: 'continuous' });
+    expectThrow(
+      () => other.load(optimizer.state()),
+      'ERR_CHECKPOINT',
+      /noise was "discrete" and is "continuous"/,
+    );
+  });
+
+  it('adapters and tied embeddings train as well', () => {
+    const random = new Random(8);
+    const draw = (...dims: number[]) => f32(random.normals(dims.reduce((a, b) => a * b, 1)), dims);
+    const adapter = { a: draw(2, 5), b: draw(3, 2) };
+    const table = { weight: draw(7, 4) };
+    const layers = {
+      adapter: { kind: 'lora', activations: draw(3, 2, 5), gradOutputs: draw(3, 2, 3), ...adapter },
+      table: {
+        kind: 'tied-embedding',
+        indices: new Tensor('int32', Int32Array.of(0, 1, 2, 3, 4, 5), [3, 2]),
+        gradEmbeddings: draw(3, 2, 4),
+        hidden: draw(3, 2, 4),
+        gradLogits: draw(3, 2, 7),
+      },
+    } as const;
+    const { model } = imageModel();
+    const start = [adapter.a, adapter.b, table.weight].map((t) => t.data.slice());
+    const [a, b] = [perSampleSquaredNormsSync(layers.adapter), perSampleSquaredNormsSync(layers.table)];
+    const factors = clipFactorsSync([a, b], { maxNorm: 1 });
+    const lora = clippedGradientsSync(layers.adapter, factors);
+    const tied = clippedGradientsSync(layers.table, factors);
+    const optimizer = optimizerFor(model, { layers: { adapter, table }, maxNorm: 1 });
+    optimizer.accumulateSync(layers);
+    optimizer.stepSync();
+    [adapter.a, adapter.b, table.weight].forEach((t, i) => {
+      const sum = [lora.a, lora.b, tied.weight][i];
+      expectNear(
+        t.data,
+        start[i].map((x, e) => x - sum.data[e] / 8),
+        1e-6,
+      );
+    });
+  });
+
   it('shards of the parameters draw what the whole draws', () => {
     const [whole, parts] = [imageModel().model, imageModel().model];
     optimizerFor(whole, { noiseMultiplier: 1 }).stepSync();
@@ -406,180 +376,6 @@ describe('PrivateOptimizer', () => {
     expect(open.epsilon(spent).epsilon).toBe(0);
     open.stepSync();
     expect(open.epsilon(spent).epsilon).toBe(Infinity);
-  });
-
-  it.each([
-    { type: 'sgd', learningRate: 0.5, momentum: 0.9 },
-    { type: 'adamw', learningRate: 0.01 },
-    { type: 'lamb', learningRate: 0.01 },
-  ] as const)('saved and resumed by another process state: the same bits ($type)', async (algorithm) => {
-    const folder = temporaryFolder();
-    try {
-      const path = join(folder.path, 'run.safetensors');
-      const train = (problem: Problem, optimizer: PrivateOptimizer, steps: number) => {
-        for (let t = 0; t < steps; t++) {
-          optimizer.learningRate *= 0.9;
-          optimizer.accumulateSync(layersOf(problem, t % 3, 6));
-          optimizer.stepSync();
-        }
-      };
-      const make = (problem: Problem) =>
-        optimizerFor(problem.model, {
-          algorithm,
-          noiseMultiplier: 1,
-          lossScale: { initial: 4, growthInterval: 3 },
-        });
-      const through = textModel();
-      const whole = make(through);
-      train(through, whole, 2);
-      const early = whole.state();
-      await whole.save(path);
-      train(through, whole, 4);
-
-      for (const load of ['file', 'file, sync', 'JSON and arrays'] as const) {
-        const problem = textModel();
-        problem.model.initialize(99); // everything must come from the state
-        const optimizer = make(problem);
-        optimizer.accumulateSync(layersOf(problem)); // forgotten by the load
-        if (load === 'file') await optimizer.loadFile(path);
-        else if (load === 'file, sync') optimizer.loadFileSync(path);
-        else optimizer.load(early);
-        expect(optimizer.steps).toBe(2);
-        train(problem, optimizer, 4);
-        expect(flatten(problem.model)).toEqual(flatten(through.model));
-        expect(optimizer.ledger.toJSON()).toEqual(whole.ledger.toJSON());
-        expect(optimizer.state()).toEqual(whole.state());
-      }
-    } finally {
-      folder.remove();
-    }
-  });
-
-  it('refuses a state of another key, configuration, model, or a damaged one, and changes nothing', () => {
-    const folder = temporaryFolder();
-    try {
-      const path = join(folder.path, 's.safetensors');
-      const { model } = imageModel();
-      const optimizer = optimizerFor(model, { noiseMultiplier: 1 });
-      optimizer.stepSync();
-      optimizer.saveSync(path);
-      const metadata = openCheckpointSync(path).metadata['heddle.privacy.optimizer'];
-      expect(metadata).not.toContain(Buffer.from(KEY).toString('hex'));
-      const before = flatten(model);
-      const refused = (more: Partial<PrivateOptimizerOptions>, message: RegExp) =>
-        expectThrow(
-          () => optimizerFor(model, { noiseMultiplier: 1, ...more }).loadFileSync(path),
-          'ERR_CHECKPOINT',
-          message,
-        );
-      refused({ key: KEY.map((k) => k + 1) }, /another key/);
-      refused({ noiseMultiplier: 2 }, /noiseMultiplier was 1 and is 2. A changed run needs a new key/);
-      refused({ maxNorm: 1 }, /clipping.maxNorm was 0.5 and is 1/);
-      refused({ sampler: { sampleRate: 0.02, expectedBatch: 8 } }, /sampleRate was 0.01/);
-      refused({ algorithm: { type: 'sgd', learningRate: 1, momentum: 0.9 } }, /algorithm.momentum/);
-      refused({ layers: textModel().model.layers }, /parameters/);
-      const state = optimizer.state();
-      const other = optimizerFor(imageModel().model, { noiseMultiplier: 1 });
-      expectThrow(() => other.load({ ...state, format: 'x' as never }), 'ERR_CHECKPOINT', /format/);
-      expectThrow(() => other.load({ ...state, version: 2 as never }), 'ERR_CHECKPOINT', /version/);
-      const fewer = { ...state.progress, steps: 0 };
-      expectThrow(
-        () => other.load({ ...state, progress: fewer }),
-        'ERR_CHECKPOINT',
-        /the ledger has 1 steps, the state 0/,
-      );
-      expectThrow(
-        () => other.load({ ...state, tensors: {} }),
-        'ERR_CHECKPOINT',
-        /tensor parameter.0.weight is missing/,
-      );
-      writeFileSync(path, readFileSync(path).subarray(0, 2000));
-      expectThrow(() => other.loadFileSync(path), 'ERR_CHECKPOINT', /./);
-      rmSync(path);
-      expectThrow(() => other.loadFileSync(path), 'ERR_CHECKPOINT', /no such file/);
-      expectThrow(
-        () => optimizer.saveSync(join(path, 'in', 'a', 'file')),
-        'ERR_CHECKPOINT',
-        /cannot be written/,
-      );
-      expect(other.steps).toBe(0);
-      expect(flatten(model)).toEqual(before);
-    } finally {
-      folder.remove();
-    }
-  });
-
-  it('refuses what would void the guarantee', async () => {
-    const problem = imageModel();
-    const { model } = problem;
-    const layers = layersOf(problem);
-    const optimizer = optimizerFor(model, { noiseMultiplier: 1 });
-    const { '0': conv, ...rest } = layers;
-    await expectRejection(
-      optimizer.accumulate(rest),
-      'ERR_ARGUMENT',
-      /layers.0 is missing: every trained layer/,
-    );
-    await expectRejection(
-      optimizer.accumulate({ ...layers, 9: conv }),
-      'ERR_ARGUMENT',
-      /layers.9 is not a layer/,
-    );
-    const lstm = { ...layers, 4: { kind: 'lstm' } as never };
-    await expectRejection(optimizer.accumulate(lstm), 'ERR_ARGUMENT', /kind must be one of/);
-    const unbiased = { ...layers, 4: { ...layers['4'], bias: false } as PrivateLayer };
-    await expectRejection(optimizer.accumulate(unbiased), 'ERR_ARGUMENT', /bias/);
-    const fewer = { ...layers, 4: layersOf(problem, 0, 2)['4'] };
-    await expectRejection(
-      optimizer.accumulate(fewer),
-      'ERR_SHAPE',
-      /layers.4: expected 6 as layers.0 samples, got 2/,
-    );
-    // None of these left a trace.
-    const other = imageModel();
-    const fresh = optimizerFor(other.model, { noiseMultiplier: 1 });
-    optimizer.accumulateSync(layers);
-    fresh.accumulateSync(layersOf(other));
-    expectThrow(() => optimizer.state(), 'ERR_ARGUMENT', /half accumulated/);
-    optimizer.stepSync();
-    fresh.stepSync();
-    expect(flatten(model)).toEqual(flatten(other.model));
-    const together = [optimizer.accumulate(layersOf(problem)), optimizer.step()];
-    await expectRejection(together[1], 'ERR_ARGUMENT', /another call of this optimizer is running/);
-    await together[0];
-    optimizer.learningRate = Number.NaN;
-    expectThrow(() => optimizer.stepSync(), 'ERR_OPTION', /learningRate/);
-    expect(optimizer.ledger.steps).toBe(1);
-
-    const frozen = optimizerFor(model, { layers: { '4': model.layers['4'] }, frozen: ['0', '1'] });
-    expect(frozen.accumulateSync(layersOf(problem)).samples).toBe(6);
-    const shuffled = new ShuffledSampler({ key: KEY, size: 100, batch: 10 });
-    const make = (more: object) => () => optimizerFor(model, more as Partial<PrivateOptimizerOptions>);
-    expectThrow(make({ sampler: shuffled }), 'ERR_OPTION', /its batches are 'shuffled'/);
-    expectThrow(make({ sampler: { sampleRate: 0, expectedBatch: 1 } }), 'ERR_OPTION', /sampleRate/);
-    expectThrow(make({ sampler: { sampleRate: 0.1 } }), 'ERR_OPTION', /expectedBatch/);
-    expectThrow(make({ noiseMultiplier: undefined }), 'ERR_OPTION', /noiseMultiplier/);
-    expectThrow(make({ maxNorm: Infinity }), 'ERR_OPTION', /maxNorm/);
-    expectThrow(make({ mode: 'softly' }), 'ERR_OPTION', /mode/);
-    expectThrow(make({ key: KEY.slice(1) }), 'ERR_ARGUMENT', /32 bytes/);
-    expectThrow(make({ layers: {} }), 'ERR_ARGUMENT', /at least one layer/);
-    expectThrow(make({ learningRate: 1 }), 'ERR_OPTION', /unknown option 'learningRate'/);
-    expectThrow(make({ grouping: { '0': 0 } }), 'ERR_OPTION', /group/);
-    expectThrow(make({ grouping: { x: 0 } }), 'ERR_OPTION', /grouping.x/);
-    expectThrow(make({ lossScale: 3 }), 'ERR_OPTION', /power of two/);
-    expectThrow(make({ noiseMultiplier: 1, lossScale: { countNoise: 0 } }), 'ERR_OPTION', /countNoise/);
-    expectThrow(make({ algorithm: { type: 'adam', learningRate: 1 } }), 'ERR_OPTION', /algorithm.type/);
-    expectThrow(make({ algorithm: { type: 'sgd' } }), 'ERR_OPTION', /algorithm.learningRate/);
-    expectThrow(
-      make({ algorithm: { type: 'sgd', learningRate: 1, nesterov: true } }),
-      'ERR_OPTION',
-      /nesterov/,
-    );
-    expectThrow(make({ algorithm: { type: 'adamw', learningRate: 1, beta2: 1 } }), 'ERR_OPTION', /beta2/);
-    const tied = { a: model.layers['4'], b: { weight: model.layers['4'].weight } };
-    expectThrow(make({ layers: tied }), 'ERR_ARGUMENT', /layers.b.weight shares memory with layers.a.weight/);
-    const half = { a: { weight: new Tensor('bfloat16', new Uint16Array(2), [1, 2]) } };
-    expectThrow(make({ layers: half }), 'ERR_DTYPE', /layers.a.weight/);
   });
 
   it('a small network learns under noise, in Poisson batches', { timeout: 60_000 }, async () => {
