@@ -79,6 +79,20 @@ def route_grouped(tokens, experts, k, groups, keep, scale, type="float32"):
 
 
 @op
+def decode_attention(batch, keys, heads, key_heads, dim, type="float32"):
+    """sdpa_attention_forward for one new token, on a contiguous cache [batch, key heads, keys, dim]."""
+    k = normals(1, key_heads, 2048, dim, type=type).repeat(batch, 1, keys // 2048, 1)
+    v = normals(1, key_heads, 2048, dim, type=type).repeat(batch, 1, keys // 2048, 1)
+    q = normals(batch, heads, 1, dim, type=type)
+
+    @torch.no_grad()
+    def call():
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=heads != key_heads)
+
+    return call
+
+
+@op
 def experts_loop(tokens, experts, k, hidden, intermediate, type="float32"):
     """MixtralExperts, Qwen3MoeExperts in eager mode: a loop over the experts that were hit."""
     dtype = TYPES[type]
@@ -107,6 +121,95 @@ def experts_loop(tokens, experts, k, hidden, intermediate, type="float32"):
         return out
 
     return call
+
+
+@op
+def video_encoder(model, frames, type="float32"):
+    """VivitModel and TimesformerModel of base size with one layer, eval, scaled_dot_product_attention where they have it."""
+    import transformers
+
+    if model == "vivit":
+        config = transformers.VivitConfig(num_frames=frames, num_hidden_layers=1)
+        module = transformers.VivitModel(config, add_pooling_layer=False)
+    else:
+        config = transformers.TimesformerConfig(num_frames=frames, num_hidden_layers=1)
+        module = transformers.TimesformerModel(config)
+    module = module.eval().to(TYPES[type])
+    pixels = normals(1, frames, 3, 224, 224, type=type)
+    return lambda: module(pixels).last_hidden_state
+
+
+@op
+def ghost_norm(samples, positions, inputs, outputs):
+    """Opacus' compute_linear_norm_sample: two Gram matrices of T x T by einsum, their product, summed."""
+    a, g = normals(samples, positions, inputs), normals(samples, positions, outputs)
+
+    def call():
+        gg = torch.einsum("bti,bsi->bts", g, g)
+        aa = torch.einsum("bti,bsi->bts", a, a)
+        return (gg * aa).sum(dim=(1, 2))
+
+    return call
+
+
+def per_sample(samples, positions, inputs, outputs):
+    """The gradient of every sample at once, [B, p, d], by vmap, and its squared norm."""
+    a, g = normals(samples, positions, inputs), normals(samples, positions, outputs)
+    gradients = torch.vmap(lambda x, y: y.T @ x)
+
+    def call():
+        w = gradients(a, g)
+        return w, w.flatten(1).pow(2).sum(1)
+
+    return call
+
+
+@op
+def vmap_norm(samples, positions, inputs, outputs):
+    call = per_sample(samples, positions, inputs, outputs)
+    return lambda: call()[1]
+
+
+def pairs(widths):
+    sizes = [int(n) for n in widths.split(",")]
+    return list(zip(sizes[::2], sizes[1::2]))
+
+
+@op
+def vmap_clipped_sum(samples, positions, widths):
+    """A private step of linear layers (inputs, outputs, inputs, ...) by per-sample gradients: clipped, summed, noised."""
+    layers = [per_sample(samples, positions, d, p) for d, p in pairs(widths)]
+
+    def call():
+        gradients, squared = zip(*(layer() for layer in layers))
+        factors = (1 / (sum(squared).sqrt() + 1e-6)).clamp(max=1.0)
+        return [torch.einsum("b,bpd->pd", factors, w).add_(torch.randn(w.shape[1:])) for w in gradients]
+
+    return call
+
+
+@op
+def weight_gradients(samples, positions, widths):
+    """The plain gradients of linear layers, without clipping or noise: what a private step is compared with."""
+    layers = [(normals(samples * positions, d), normals(samples * positions, p)) for d, p in pairs(widths)]
+    return lambda: [g.T @ a for a, g in layers]
+
+
+@op
+def embedding_norm(samples, positions, width, rows):
+    """The gradient of the table, one sample after the other, by index_add."""
+    g = normals(samples, positions, width)
+    ids = torch.randint(0, rows, (samples, positions), generator=torch.Generator().manual_seed(2))
+
+    def call():
+        return torch.stack([torch.zeros(rows, width).index_add_(0, ids[i], g[i]).pow(2).sum() for i in range(samples)])
+
+    return call
+
+
+@op
+def randn(count):
+    return lambda: torch.randn(count)
 
 
 def sample(call, seconds):

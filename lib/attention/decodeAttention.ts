@@ -1,4 +1,4 @@
-import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import {
   type AsyncOpOptions,
@@ -14,6 +14,7 @@ import { decodeAttentionReference } from '../reference/attention/decodeAttention
 import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import type { AttentionResult } from './attention.ts';
 import { KVCache } from './kvCache.ts';
+import { CACHE_CODE } from './kvLayout.ts';
 import { N } from './layout.ts';
 import { type AttentionOptions, type HeadVector, prepareAttention } from './options.ts';
 
@@ -84,6 +85,13 @@ function prepare(q: TensorLike, cache: KVCache, options: DecodeAttentionOptions)
         `q: ${queries} queries, but sequence ${id} has ${cache.length(id)} tokens: append theirs first`,
       );
     }
+    const oldest = left < 0 ? 0 : Math.max(0, cache.length(id) - queries - left);
+    if (oldest < cache.start(id)) {
+      throw new HeddleError(
+        'ERR_VALUE',
+        `windowLeft: ${queries} queries with ${left === -1 ? 'no window' : left} need keys from ${oldest} on, but sequence ${id} has those from ${cache.start(id)} on (the cache's window is ${cache.window})`,
+      );
+    }
   }
   const dims = [batch, queries, heads, cache.valueDim];
   const given = options.out;
@@ -104,10 +112,10 @@ function prepare(q: TensorLike, cache: KVCache, options: DecodeAttentionOptions)
       checkOut(result.logSumExp, lseDims, [...inputs, output], 'out.logSumExp');
     }
   }
-  const { pools, table, lengths } = cache.beginRead(sequences);
+  const { pools, table, starts, lengths } = cache.beginRead(sequences);
   const list = [
     ...args,
-    DTYPE_CODE[pools.type],
+    CACHE_CODE[pools.type],
     pools.keys,
     pools.values,
     pools.keyScales,
@@ -115,6 +123,7 @@ function prepare(q: TensorLike, cache: KVCache, options: DecodeAttentionOptions)
     pools.pageSize,
     table,
     batch === 0 ? 0 : table.length / batch,
+    starts,
     lengths,
     output.data,
     result.logSumExp?.data ?? null,
@@ -127,7 +136,8 @@ function prepare(q: TensorLike, cache: KVCache, options: DecodeAttentionOptions)
  * stands n - 1 - i before the end. Append their keys and values first.
  *
  * Keys are split into parts of fixed size, computed in parallel and merged in a fixed order: a sequence's result is
- * bitwise the same in any batch, on any number of threads, and whether its pages are shared or not. While a call is
+ * bitwise the same in any batch, on any number of threads, and whether its pages are shared or not. In a cache with a
+ * `window` the result has the same bits as in one that keeps everything. While a call is
  * running its sequences may be extended, truncated or freed: it reads the tokens that were there when it began.
  *
  * @param q `[batch, queries, heads, headDim]` float32, bfloat16 or float16; heads a multiple of the cache's

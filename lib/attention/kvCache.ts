@@ -1,11 +1,21 @@
-import { DTYPE_CODE, type FloatType, readFloat, writeFloat } from '../dtype.ts';
+import { nativeAddon } from '../backend.ts';
+import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { checkOptions, optionChoice, optionInteger } from '../op.ts';
-import { allocate, asTensor, type Tensor, type TensorLike, type TypedArray } from '../tensor.ts';
+import { allocate, asTensor, makeTensor, type Tensor, type TensorLike, type TypedArray } from '../tensor.ts';
+import {
+  converted,
+  type KVCacheType,
+  type PageLayout,
+  type PagePools,
+  pageLayout,
+  readElement,
+  writeFloats,
+  writeIntegers,
+} from './kvLayout.ts';
 import { MAX_HEAD_DIM } from './options.ts';
 
-/** How a cache stores keys and values. `int8` keeps one float32 scale per token and head. */
-export type KVCacheType = FloatType | 'int8';
+export type { KVCacheType } from './kvLayout.ts';
 
 export interface KVCacheOptions {
   /** Heads of keys and values, 1 to 65,536. */
@@ -14,36 +24,37 @@ export interface KVCacheOptions {
   headDim: number;
   /** Default: headDim. */
   valueDim?: number;
-  /** Default float32. */
+  /**
+   * Default float32. `int8` and `int4` are symmetric: each vector (one token, one head) is stored as integers of at
+   * most 127 or 7 in magnitude and one float32 scale, largest magnitude / 127 or / 7; `int4` packs two into a byte.
+   */
   type?: KVCacheType;
-  /** Tokens of a page. Default 64. */
+  /** Tokens of a page. Default 64; multiples of 16 waste no memory, multiples of 64 are fastest. */
   pageSize?: number;
   /** Pages of the cache; all memory is reserved at once. Give this or `maxBytes`. */
   pages?: number;
   /** As many pages as fit into this many bytes. */
   maxBytes?: number;
-}
-
-/** What {@link decodeAttention} reads: the pools, and how pages are laid out in them. */
-export interface PagePools {
-  readonly type: KVCacheType;
-  readonly keyHeads: number;
-  readonly headDim: number;
-  readonly valueDim: number;
-  readonly pageSize: number;
-  /** `[page][head][slot][dim]`. */
-  readonly keys: TypedArray;
-  readonly values: TypedArray;
-  /** `[page][head][slot]`, for int8. */
-  readonly keyScales: Float32Array | null;
-  readonly valueScales: Float32Array | null;
+  /**
+   * For sliding windows: keys to the left of a query that must stay, besides its own (`windowLeft` of
+   * {@link decodeAttention}). An append gives back the pages that its first token can no longer see, so that a
+   * sequence of any length needs `ceil((window + tokens of an append) / pageSize) + 1` pages. Positions go on counting.
+   */
+  window?: number;
 }
 
 interface SequenceState {
+  /** From `firstPage` on. */
   pages: number[];
+  /** Pages before it were given back by the window. */
+  firstPage: number;
   length: number;
+  /** A running decode may read slots behind the end: the last page must not be written in place. */
+  cut: boolean;
 }
 
+/** Positions are 32-bit integers in the kernels. */
+const MAX_TOKENS = 2 ** 31 - 1;
 const NAMES: ReadonlySet<string> = new Set([
   'keyHeads',
   'headDim',
@@ -52,8 +63,9 @@ const NAMES: ReadonlySet<string> = new Set([
   'pageSize',
   'pages',
   'maxBytes',
+  'window',
 ]);
-const TYPES: readonly KVCacheType[] = ['float32', 'bfloat16', 'float16', 'int8'];
+const TYPES: readonly KVCacheType[] = ['float32', 'bfloat16', 'float16', 'int8', 'int4'];
 const FLOATS: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
 
 /**
@@ -66,12 +78,16 @@ export class KVCache {
   readonly valueDim: number;
   readonly type: KVCacheType;
   readonly pageSize: number;
+  /** Keys that stay to the left of a query, or undefined: all. */
+  readonly window: number | undefined;
   /** Pages in all. */
   readonly pages: number;
   /** Bytes reserved. */
   readonly bytes: number;
 
   #pools: PagePools | null;
+  #keyLayout: PageLayout;
+  #valueLayout: PageLayout;
   /** Sequences that hold each page. */
   #holders: Int32Array;
   #free: number[] = [];
@@ -89,9 +105,14 @@ export class KVCache {
     this.valueDim = optionInteger(o.valueDim ?? o.headDim, 1, MAX_HEAD_DIM, 'valueDim');
     this.type = optionChoice(o.type, TYPES, 'float32', 'type');
     this.pageSize = optionInteger(o.pageSize ?? 64, 1, 65536, 'pageSize');
-    const size = this.type === 'float32' ? 4 : this.type === 'int8' ? 1 : 2;
-    const vectors = this.keyHeads * this.pageSize;
-    const pageBytes = vectors * ((this.headDim + this.valueDim) * size + (this.type === 'int8' ? 8 : 0));
+    this.window = o.window === undefined ? undefined : optionInteger(o.window, 0, MAX_TOKENS, 'window');
+    this.#keyLayout = pageLayout(this.type, this.headDim, this.pageSize, false);
+    this.#valueLayout = pageLayout(this.type, this.valueDim, this.pageSize, true);
+    const { slots, top } = this.#keyLayout;
+    const vectors = this.keyHeads * slots;
+    const elements = this.keyHeads * (this.#keyLayout.size + this.#valueLayout.size);
+    const pageBytes =
+      elements * (this.type === 'float32' ? 4 : top > 0 ? 1 : 2) + (top > 0 ? vectors * 8 : 0);
     if ((o.pages === undefined) === (o.maxBytes === undefined)) {
       throw new HeddleError('ERR_OPTION', 'KVCache: give either pages or maxBytes');
     }
@@ -99,15 +120,22 @@ export class KVCache {
     const count = o.pages ?? Math.floor(o.maxBytes! / pageBytes);
     this.pages = optionInteger(count, 1, 2 ** 31 - 1, 'pages');
     this.bytes = this.pages * pageBytes;
-    const scales = () => (this.type === 'int8' ? allocate('float32', this.pages * vectors) : null);
+    const scales = () => (top > 0 ? allocate('float32', this.pages * vectors) : null);
+    const pool = (layout: PageLayout) => {
+      const type = this.type === 'int4' ? 'uint8' : this.type;
+      const data = allocate(type, this.pages * this.keyHeads * layout.size);
+      // Decoding streams over the pools: with 4 KiB pages of the system it would wait for address translation.
+      (nativeAddon()?.['adviseHugePages'] as ((x: TypedArray) => void) | undefined)?.(data);
+      return data;
+    };
     this.#pools = {
       type: this.type,
       keyHeads: this.keyHeads,
       headDim: this.headDim,
       valueDim: this.valueDim,
       pageSize: this.pageSize,
-      keys: allocate(this.type, this.pages * vectors * this.headDim),
-      values: allocate(this.type, this.pages * vectors * this.valueDim),
+      keys: pool(this.#keyLayout),
+      values: pool(this.#valueLayout),
       keyScales: scales(),
       valueScales: scales(),
     };
@@ -124,13 +152,18 @@ export class KVCache {
   create(): number {
     this.#open();
     const id = this.#nextId++;
-    this.#sequences.set(id, { pages: [], length: 0 });
+    this.#sequences.set(id, { pages: [], firstPage: 0, length: 0, cut: false });
     return id;
   }
 
-  /** Tokens of a sequence. */
+  /** Tokens of a sequence, those that left the window included. */
   length(sequence: number): number {
     return this.#get(sequence).length;
+  }
+
+  /** First position of a sequence that is still there: 0 without a window. */
+  start(sequence: number): number {
+    return this.#get(sequence).firstPage * this.pageSize;
   }
 
   /**
@@ -148,35 +181,70 @@ export class KVCache {
       throw new HeddleError('ERR_SHAPE', `v: expected ${tokens} tokens as in k, got ${values.dims[0]}`);
     }
     if (tokens === 0) return;
-    const total = Math.ceil((s.length + tokens) / this.pageSize);
-    const last = s.pages.length - 1;
-    // A shared last page with room is copied before it is written.
-    const copy = s.length % this.pageSize !== 0 && this.#holders[s.pages[last]] > 1;
-    const needed = total - s.pages.length + (copy ? 1 : 0);
-    if (needed > this.#free.length) {
+    if (tokens > MAX_TOKENS - s.length) {
       throw new HeddleError(
-        'ERR_MEMORY',
-        `KVCache: ${tokens} tokens need ${needed} pages, ${this.#free.length} are free of ${this.pages}`,
+        'ERR_VALUE',
+        `k: ${tokens} tokens after ${s.length} pass the limit of ${MAX_TOKENS} tokens`,
       );
     }
+    // Pages that the first new token does not see are given back; those that nobody else holds can be taken at once.
+    const oldest = this.window === undefined ? 0 : Math.max(0, s.length - this.window);
+    const drop = Math.min(s.pages.length, Math.floor(oldest / this.pageSize) - s.firstPage);
+    let available = this.#free.length;
+    if (this.#readers === 0) {
+      for (let i = 0; i < drop; i++) if (this.#holders[s.pages[i]] === 1) available++;
+    }
+    const last = s.pages.length - 1;
+    // A shared last page with room is copied before it is written, and so is one that was cut while it is being read.
+    const shared = () => this.#holders[s.pages[last]] > 1 || (s.cut && this.#readers > 0);
+    const copy = s.length % this.pageSize !== 0 && shared();
+    const total = Math.ceil((s.length + tokens) / this.pageSize) - s.firstPage;
+    const needed = total - s.pages.length + (copy ? 1 : 0);
+    if (needed > available) {
+      throw new HeddleError(
+        'ERR_MEMORY',
+        `KVCache: ${tokens} tokens need ${needed} pages, ${available} are free of ${this.pages}`,
+      );
+    }
+    for (const page of s.pages.splice(0, drop)) this.#release(page);
+    s.firstPage += drop;
     if (copy) {
+      const from = s.pages[s.pages.length - 1];
       const page = this.#take();
-      this.#copyPage(s.pages[last], page);
-      this.#holders[s.pages[last]]--;
-      s.pages[last] = page;
+      this.#copyPage(from, page);
+      this.#release(from);
+      s.pages[s.pages.length - 1] = page;
     }
-    while (s.pages.length < total) s.pages.push(this.#take());
-    const p = this.#open();
-    for (let t = 0; t < tokens; t++) {
-      const at = s.length + t;
-      const page = s.pages[Math.floor(at / this.pageSize)];
-      for (let h = 0; h < this.keyHeads; h++) {
-        const vector = (page * this.keyHeads + h) * this.pageSize + (at % this.pageSize);
-        this.#write(p.keys, p.keyScales, vector, keys, t * this.keyHeads + h, this.headDim);
-        this.#write(p.values, p.valueScales, vector, values, t * this.keyHeads + h, this.valueDim);
-      }
-    }
+    s.cut = false;
+    while (s.pages.length < total - drop) s.pages.push(this.#take());
+    this.#store(s, keys, values);
     s.length += tokens;
+  }
+
+  /** Tokens [begin, end) of a sequence as the kernels see them, dequantised: for tests and for moving a cache. */
+  read(sequence: number, begin: number, end: number): { keys: Tensor<'float32'>; values: Tensor<'float32'> } {
+    const s = this.#get(sequence);
+    optionInteger(end, 0, s.length, 'end');
+    optionInteger(begin, s.firstPage * this.pageSize, end, 'begin');
+    const p = this.#open();
+    const part = (l: PageLayout, pool: TypedArray, scales: Float32Array | null) => {
+      const out = new Float32Array((end - begin) * this.keyHeads * l.dim);
+      let to = 0;
+      for (let at = begin; at < end; at++) {
+        const slot = at % this.pageSize;
+        const page = s.pages[Math.floor(at / this.pageSize) - s.firstPage];
+        for (let h = 0; h < this.keyHeads; h++) {
+          const vector = page * this.keyHeads + h;
+          const scale = scales === null ? 1 : scales[vector * l.slots + slot];
+          for (let e = 0; e < l.dim; e++) out[to++] = scale * readElement(l, pool, vector * l.size, slot, e);
+        }
+      }
+      return makeTensor('float32', out, [end - begin, this.keyHeads, l.dim]);
+    };
+    return {
+      keys: part(this.#keyLayout, p.keys, p.keyScales),
+      values: part(this.#valueLayout, p.values, p.valueScales),
+    };
   }
 
   /** A new sequence with the same tokens; pages are shared until one of the two writes. */
@@ -184,16 +252,31 @@ export class KVCache {
     const s = this.#get(sequence);
     const id = this.create();
     for (const page of s.pages) this.#holders[page]++;
-    this.#sequences.set(id, { pages: s.pages.slice(), length: s.length });
+    this.#sequences.set(id, { ...s, pages: s.pages.slice() });
     return id;
   }
 
-  /** Drops the tokens of a sequence from `length` on. */
+  /**
+   * Drops the tokens of a sequence from `length` on.
+   * @throws HeddleError `ERR_VALUE` when a window has given back keys that the sequence would then need; 0 always works
+   */
   truncate(sequence: number, length: number): void {
     const s = this.#get(sequence);
     optionInteger(length, 0, s.length, 'length');
+    const oldest = this.window === undefined ? 0 : Math.max(0, length - this.window);
+    const start = s.firstPage * this.pageSize;
+    if (length > 0 && length < s.length && oldest < start) {
+      throw new HeddleError(
+        'ERR_VALUE',
+        `length: with ${length} tokens sequence ${sequence} needs keys from ${oldest} on, the window of ${this.window} has left those from ${start} on`,
+      );
+    }
+    if (length < s.length && this.#readers > 0) s.cut = true;
     s.length = length;
-    while (s.pages.length > Math.ceil(length / this.pageSize)) this.#release(s.pages.pop()!);
+    if (length === 0) for (const page of s.pages.splice(0)) this.#release(page);
+    if (length === 0) s.firstPage = 0;
+    const keep = Math.ceil(length / this.pageSize) - s.firstPage;
+    while (s.pages.length > keep) this.#release(s.pages.pop()!);
   }
 
   /** Ends a sequence and gives its pages back. */
@@ -211,15 +294,21 @@ export class KVCache {
     this.#leaving = [];
   }
 
-  /** @internal Page tables and lengths of sequences, and the pools, for a decode that ends with {@link endRead}. */
-  beginRead(sequences: readonly number[]): { pools: PagePools; table: Int32Array; lengths: Int32Array } {
+  /** @internal Page tables, first positions and lengths of sequences, and the pools, until {@link endRead}. */
+  beginRead(sequences: readonly number[]): {
+    pools: PagePools;
+    table: Int32Array;
+    starts: Int32Array;
+    lengths: Int32Array;
+  } {
     const pools = this.#open();
     const states = sequences.map((id) => this.#get(id));
-    const width = Math.max(1, ...states.map((s) => s.pages.length));
+    const width = states.reduce((most, s) => Math.max(most, s.pages.length), 1);
     const table = new Int32Array(states.length * width);
     for (const [i, s] of states.entries()) table.set(s.pages, i * width);
     this.#readers++;
-    return { pools, table, lengths: Int32Array.from(states, (s) => s.length) };
+    const starts = Int32Array.from(states, (s) => s.firstPage * this.pageSize);
+    return { pools, table, starts, lengths: Int32Array.from(states, (s) => s.length) };
   }
 
   /** @internal */
@@ -268,50 +357,40 @@ export class KVCache {
 
   #copyPage(from: number, to: number): void {
     const p = this.#open();
-    const vectors = this.keyHeads * this.pageSize;
-    for (const [pool, dim] of [
-      [p.keys, this.headDim],
-      [p.values, this.valueDim],
-      [p.keyScales, 1],
-      [p.valueScales, 1],
+    for (const [pool, size] of [
+      [p.keys, this.#keyLayout.size],
+      [p.values, this.#valueLayout.size],
+      [p.keyScales, this.#keyLayout.slots],
+      [p.valueScales, this.#keyLayout.slots],
     ] as const) {
-      const n = vectors * dim;
+      const n = this.keyHeads * size;
       (pool as Float32Array | null)?.copyWithin(to * n, from * n, (from + 1) * n);
     }
   }
 
-  /** Stores one vector of `from` in the cache's type. */
-  #write(
-    pool: TypedArray,
-    scales: Float32Array | null,
-    vector: number,
-    from: Tensor<FloatType>,
-    row: number,
-    dim: number,
-  ): void {
-    const to = vector * dim;
-    if (from.type === this.type) {
-      (pool as Float32Array).set((from.data as Float32Array).subarray(row * dim, (row + 1) * dim), to);
-      return;
-    }
-    const code = DTYPE_CODE[from.type];
-    if (scales === null) {
-      for (let d = 0; d < dim; d++) {
-        writeFloat(pool, DTYPE_CODE[this.type], to + d, readFloat(from.data, code, row * dim + d));
+  /** Writes new tokens behind the end of a sequence that has the pages for them. */
+  #store(s: SequenceState, keys: Tensor<FloatType>, values: Tensor<FloatType>): void {
+    const p = this.#open();
+    for (const [l, pool, scales, input] of [
+      [this.#keyLayout, p.keys, p.keyScales, keys],
+      [this.#valueLayout, p.values, p.valueScales, values],
+    ] as const) {
+      const from = converted(input, this.type);
+      const tokens = input.dims[0];
+      let start = 0;
+      for (let t = 0; t < tokens; t++) {
+        const at = s.length + t;
+        const slot = at % this.pageSize;
+        const page = s.pages[Math.floor(at / this.pageSize) - s.firstPage];
+        for (let h = 0; h < this.keyHeads; h++, start += l.dim) {
+          const vector = page * this.keyHeads + h;
+          if (scales === null) writeFloats(l, pool, vector * l.size, slot, from, start);
+          else {
+            const scale = writeIntegers(l, pool, vector * l.size, slot, from as Float32Array, start);
+            scales[vector * l.slots + slot] = scale;
+          }
+        }
       }
-      return;
-    }
-    let top = 0;
-    for (let d = 0; d < dim; d++) {
-      const x = Math.abs(readFloat(from.data, code, row * dim + d));
-      if (!(x <= top)) top = x;
-      if (Number.isNaN(x)) break; // a NaN in the vector makes all of it NaN
-    }
-    const scale = Math.fround(top / 127);
-    scales[vector] = Number.isFinite(scale) ? scale : Number.NaN;
-    for (let d = 0; d < dim; d++) {
-      const x = readFloat(from.data, code, row * dim + d) / scale;
-      pool[to + d] = Number.isFinite(x) ? Math.max(-127, Math.min(127, Math.round(x))) : 0;
     }
   }
 }

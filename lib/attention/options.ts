@@ -77,16 +77,16 @@ export const ATTENTION_OPTION_NAMES = [
 
 /** Largest head dim. */
 export const MAX_HEAD_DIM = 512;
-const FLOATS: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
-const EMPTY_ROWS = ['zero', 'uniform'] as const;
+export const FLOATS: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
+export const EMPTY_ROWS = ['zero', 'uniform'] as const;
 
 const shown = (dims: readonly number[]) => `[${dims.join(', ')}]`;
 
-function shapeError(name: string, expected: string, dims: readonly number[]): HeddleError {
+export function shapeError(name: string, expected: string, dims: readonly number[]): HeddleError {
   return new HeddleError('ERR_SHAPE', `${name}: expected ${expected}, got ${shown(dims)}`);
 }
 
-function checkKeys(value: unknown, keys: readonly string[], name: string): void {
+export function checkKeys(value: unknown, keys: readonly string[], name: string): void {
   if (value === null || typeof value !== 'object') {
     throw new HeddleError('ERR_OPTION', `${name} must be an object with ${keys.join(', ')}`);
   }
@@ -105,23 +105,32 @@ function flag(value: unknown, name: string): boolean {
   return value;
 }
 
-/** A float tensor `[batch, sequence, heads, dim]`, contiguous or with strides that stay inside its data. */
-function asInput(
+/** Element strides of a contiguous tensor. */
+export function contiguousStrides(dims: readonly number[]): number[] {
+  const strides = new Array<number>(dims.length).fill(1);
+  for (let i = dims.length - 2; i >= 0; i--) strides[i] = strides[i + 1] * dims[i + 1];
+  return strides;
+}
+
+const COUNTS = ['no', 'one', 'two', 'three', 'four', 'five'];
+
+/** A float tensor of a rank, contiguous or with strides that stay inside its data. */
+export function asInput(
   value: TensorLike,
-  strides: Strides | undefined,
+  strides: readonly number[] | undefined,
   name: string,
+  rank = 4,
 ): { tensor: Tensor<FloatType>; strides: readonly number[] } {
   if (strides === undefined) {
-    const tensor = asTensor(value, name, FLOATS, 4);
-    const [, s, h, d] = tensor.dims;
-    return { tensor, strides: [s * h * d, h * d, d, 1] };
+    const tensor = asTensor(value, name, FLOATS, rank);
+    return { tensor, strides: contiguousStrides(tensor.dims) };
   }
   if (
     !Array.isArray(strides) ||
-    strides.length !== 4 ||
+    strides.length !== rank ||
     strides.some((x) => !Number.isSafeInteger(x) || x < 0)
   ) {
-    throw new HeddleError('ERR_OPTION', `strides of ${name} must be four integers of at least 0`);
+    throw new HeddleError('ERR_OPTION', `strides of ${name} must be ${COUNTS[rank]} integers of at least 0`);
   }
   const length = (value?.data as { length?: number } | undefined)?.length ?? 0;
   const flat: Tensor<FloatType> = asTensor<FloatType>(
@@ -130,8 +139,8 @@ function asInput(
     FLOATS,
   );
   const dims = value.dims;
-  if (!Array.isArray(dims) || dims.length !== 4 || dims.some((x) => !Number.isSafeInteger(x) || x < 0)) {
-    throw new HeddleError('ERR_SHAPE', `${name}: dims must be four non-negative integers`);
+  if (!Array.isArray(dims) || dims.length !== rank || dims.some((x) => !Number.isSafeInteger(x) || x < 0)) {
+    throw new HeddleError('ERR_SHAPE', `${name}: dims must be ${COUNTS[rank]} non-negative integers`);
   }
   if (!dims.includes(0)) {
     const last = dims.reduce((sum, d, i) => sum + (d - 1) * strides[i], 0);
@@ -145,7 +154,7 @@ function asInput(
   return { tensor: makeTensor(flat.type, flat.data, dims), strides };
 }
 
-function headVector(value: HeadVector | undefined, heads: number, name: string): Float32Array | null {
+export function headVector(value: HeadVector | undefined, heads: number, name: string): Float32Array | null {
   if (value === undefined) return null;
   const t =
     value instanceof Float32Array
@@ -194,7 +203,7 @@ function ids(value: IdArray, batch: number, length: number, name: string): [Int3
   return [t.data, t.dims[0] === 1 ? 0 : length];
 }
 
-function windowOf(o: AttentionOptions): [number, number] {
+export function windowOf(o: Pick<AttentionOptions, 'window' | 'causal'>): [number, number] {
   let left = -1;
   let right = -1;
   if (o.window !== undefined) {

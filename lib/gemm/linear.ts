@@ -56,6 +56,8 @@ export interface PackMatrixOptions extends RoundingOptions {
    * multiplied by in the search. Turns `search` on.
    */
   calibration?: TensorLike | Float32Array;
+  /** The source is `[inputs, outputs]`, as a backward pass reads a weight. Default false. */
+  transposed?: boolean;
   /** Sources of type float8_e4m3: float32 factors of blocks of 128 x 128 (DeepSeek-V3's `weight_scale_inv`). */
   scale?: TensorLike;
 }
@@ -161,6 +163,7 @@ const PACK_OPTIONS: ReadonlySet<string> = new Set([
   'symmetric',
   'search',
   'calibration',
+  'transposed',
   'scale',
   'backend',
   'threads',
@@ -170,13 +173,17 @@ const PACK_OPTIONS: ReadonlySet<string> = new Set([
 function preparePack(weight: TensorLike, options: (PackMatrixOptions & OpOptions) | undefined) {
   checkOptions(options, PACK_OPTIONS, 'packMatrix');
   const w = asTensor(weight, 'weight', SOURCE_TYPES, 2);
-  const [n, k] = w.dims;
+  const transposed = options?.transposed === true;
+  if (transposed && w.type === 'float8_e4m3') {
+    throw new HeddleError('ERR_OPTION', 'transposed is not for float8_e4m3, whose scales lie in blocks');
+  }
+  const [n, k] = transposed ? [w.dims[1], w.dims[0]] : w.dims;
   const [type, group] = weightOptions(options?.type, options?.groupSize, w.type, [k]);
   const meanSquare = meanSquareOf(options?.calibration, k, 'calibration');
   const { symmetric, search } = roundingOf(options ?? {}, type, meanSquare !== null);
   const scale = blockScaleOf(options?.scale, w.type, n, k, 'scale');
   const matrix = new PackedMatrix(n, k, type, group, options?.backend);
-  const source = [w.data, DTYPE_CODE[w.type], n, k, k, 1];
+  const source = [w.data, DTYPE_CODE[w.type], n, k, ...(transposed ? [1, n] : [k, 1])];
   const args = [
     matrix.use(undefined),
     WEIGHT_CODE[type],

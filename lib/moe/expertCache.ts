@@ -178,7 +178,7 @@ export class ExpertCache {
     const o = { ...options, backend: weights.backend };
     this.count(this.expertBytes);
     try {
-      const { op, args } = preparePackInto(weights, expert, data.sources, data.biases);
+      const { op, args } = preparePackInto(weights, expert, data);
       const { ahead } = yield* step<{ ahead?: Promise<ExpertData> }>(
         () => {
           callSync(op, args, { threads: o.threads, backend: o.backend });

@@ -2,9 +2,12 @@ import type { Checkpoint } from '../checkpoint.ts';
 import { decodeFloats, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { FLOAT_TYPES } from '../gemm/linear.ts';
+import { SOURCE_TYPES, type SourceType } from '../gemm/weights.ts';
+import { BLOCK } from '../reference/gemm/quantize.ts';
 import { makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import type { MoEBlock } from './config.ts';
 import type { ExpertBiases, ExpertSources } from './experts.ts';
+import type { ExpertScales } from './expertWeights.ts';
 
 /** A tensor that must be in the checkpoint: with these dims, and of one of these types. */
 export function checkTensor(
@@ -38,8 +41,62 @@ export function toFloat32(t: Tensor): Tensor<'float32'> {
 export interface ExpertData {
   sources: ExpertSources;
   biases?: ExpertBiases;
+  /** Factors of float8 weights' blocks. */
+  scales?: ExpertScales;
   /** Bytes read. */
   bytes: number;
+}
+
+const MATRICES = ['gate', 'up', 'down'] as const;
+type MatrixNames = Record<(typeof MATRICES)[number], string>;
+/** What DeepSeek-V3 appends to a float8 weight's name for the factors of its blocks of 128 x 128. */
+const SCALE = '_scale_inv';
+
+function at(names: MatrixNames, expert: number): MatrixNames {
+  const name = (part: keyof MatrixNames) => names[part].replace('{}', `${expert}`);
+  return { gate: name('gate'), up: name('up'), down: name('down') };
+}
+
+/** Checks the three matrices of an expert and, where they are float8, their scales; all of one type. */
+function matrixTensors(
+  c: Checkpoint,
+  names: MatrixNames,
+  d: number,
+  f: number,
+  like?: SourceType,
+): { type: SourceType; scaled: boolean } {
+  const type = like ?? (c.info(names.gate).type as SourceType);
+  const scaled = type === 'float8_e4m3';
+  for (const part of MATRICES) {
+    const [rows, columns] = part === 'down' ? [d, f] : [f, d];
+    // The first matrix says which types are allowed at all, the others must have its own.
+    const types = like === undefined && part === 'gate' ? SOURCE_TYPES : [type];
+    checkTensor(c, names[part], [rows, columns], types);
+    if (!scaled) continue;
+    const blocks = [Math.ceil(rows / BLOCK), Math.ceil(columns / BLOCK)];
+    checkTensor(c, names[part] + SCALE, blocks, ['float32']);
+  }
+  return { type, scaled };
+}
+
+function matricesOf([gate, up, down, gateScale, upScale, downScale]: Tensor[]): Omit<ExpertData, 'bytes'> {
+  const sources = { gate: [gate], up: [up], down: [down] };
+  if (gateScale === undefined) return { sources };
+  return { sources, scales: { gate: [gateScale], up: [upScale], down: [downScale] } };
+}
+
+/** One expert of three matrices by their names, such as the shared experts. */
+export async function readMatrices(
+  c: Checkpoint,
+  names: MatrixNames,
+  d: number,
+  f: number,
+  signal?: AbortSignal,
+): Promise<Omit<ExpertData, 'bytes'>> {
+  const { scaled } = matrixTensors(c, names, d, f);
+  const all = MATRICES.map((part) => names[part]);
+  if (scaled) all.push(...all.map((name) => name + SCALE));
+  return matricesOf(await Promise.all(all.map((name) => c.read(name, { signal }))));
 }
 
 /** One tensor of an expert: its own, or row `expert` of a stack. */
@@ -51,7 +108,7 @@ interface Part {
 /** Reads single experts of a layer on demand; every tensor's type and dims are checked once, from the headers. */
 export class ExpertReader {
   /** Element type of the weights. */
-  readonly source: FloatType | 'mxfp4';
+  readonly source: SourceType | 'mxfp4';
   readonly biased: boolean;
   private readonly checkpoint: Checkpoint;
   private readonly parts: Part[];
@@ -68,17 +125,12 @@ export class ExpertReader {
     this.biased = 'gateUp' in names;
     let down: string;
     if (!('gateUp' in names)) {
-      const all = [
-        [names.gate, f, d],
-        [names.up, f, d],
-        [names.down, d, f],
-      ] as const;
-      for (let e = 0; e < count; e++) {
-        for (const [name, rows, columns] of all)
-          checkTensor(checkpoint, name.replace('{}', `${e}`), [rows, columns]);
-      }
-      this.parts = all.map(([name]) => ({ name, stacked: false }));
-      this.assemble = ([gate, up, down]) => ({ sources: { gate: [gate], up: [up], down: [down] } });
+      const first = matrixTensors(checkpoint, at(names, 0), d, f);
+      for (let e = 1; e < count; e++) matrixTensors(checkpoint, at(names, e), d, f, first.type);
+      this.parts = MATRICES.map((part) => ({ name: names[part], stacked: false }));
+      if (first.scaled)
+        this.parts.push(...this.parts.map(({ name }) => ({ name: name + SCALE, stacked: false })));
+      this.assemble = matricesOf;
       down = names.down.replace('{}', '0');
     } else if (checkpoint.has(`${names.gateUp}_blocks`)) {
       const u8 = ['uint8'];
@@ -113,7 +165,7 @@ export class ExpertReader {
       });
       down = names.down;
     }
-    this.source = checkpoint.info(down).type as FloatType;
+    this.source = checkpoint.info(down).type as SourceType;
   }
 
   async read(expert: number, signal?: AbortSignal): Promise<ExpertData> {

@@ -18,6 +18,7 @@ import { ACTIVATIONS, type Activation } from '../reference/gemm/activation.ts';
 import type { WeightType } from '../reference/gemm/quantize.ts';
 import { expertsForwardReference, type ReferenceBank } from '../reference/moe/expertsForward.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import type { ExpertData } from './expertReader.ts';
 import {
   type BankShape,
   biasLists,
@@ -29,6 +30,7 @@ import {
 } from './expertSources.ts';
 import { type ExpertScales, packOpOf, scaleLists } from './expertWeights.ts';
 import type { Routing } from './routeTopK.ts';
+import { checkRouting, routeIdError } from './routing.ts';
 
 export type { ExpertBiases, ExpertSources, Stacked } from './expertSources.ts';
 export type { Activation };
@@ -66,6 +68,8 @@ export class ExpertWeights extends Handle<ReferenceBank> {
   readonly groupSize: number;
   /** Bytes of native memory. */
   bytes = 0;
+  /** @internal How weights are rounded when they are packed. */
+  readonly rounding: ReturnType<typeof roundingOf> & { meanSquares: (Float32Array | null)[] };
 
   /** @internal */
   constructor(
@@ -79,6 +83,13 @@ export class ExpertWeights extends Handle<ReferenceBank> {
     const alpha = optionNumber(options.alpha, -Infinity, 1.702, 'alpha');
     const limit = optionNumber(options.limit, 0, 7, 'limit');
     const { experts, hidden, intermediate, gated } = shape;
+    checkOptions(options.calibration, CALIBRATION_KEYS, 'calibration');
+    const meanSquares = [
+      meanSquareOf(options.calibration?.hidden, hidden, 'calibration.hidden'),
+      meanSquareOf(options.calibration?.intermediate, intermediate, 'calibration.intermediate'),
+    ];
+    const calibrated = meanSquares.some((m) => m !== null);
+    const rounding = { ...roundingOf(options, type, calibrated), meanSquares };
     super(
       'the expert weights',
       backend,
@@ -96,6 +107,7 @@ export class ExpertWeights extends Handle<ReferenceBank> {
         ),
       () => ({ activation, alpha, limit, hidden, intermediate, experts: new Array(experts) }),
     );
+    this.rounding = rounding;
     this.experts = experts;
     this.hiddenSize = hidden;
     this.intermediateSize = intermediate;
@@ -180,20 +192,13 @@ export function expertWeightOptions(
 function packCall(
   weights: ExpertWeights,
   l: Layout,
-  o: Pick<PackExpertsOptions, 'biases' | 'calibration' | 'symmetric' | 'search' | 'scales'>,
+  o: Pick<PackExpertsOptions, 'biases' | 'scales'>,
   sources: ExpertSources,
   first: number,
 ): { op: Op; args: unknown[] } {
   const { type, groupSize: group } = weights;
-  const { hidden, intermediate } = l.shape;
   const biases = biasLists(o.biases, l.shape, sources.interleaved === true);
-  checkOptions(o.calibration, CALIBRATION_KEYS, 'calibration');
-  const meanSquares = [
-    meanSquareOf(o.calibration?.hidden, hidden, 'calibration.hidden'),
-    meanSquareOf(o.calibration?.intermediate, intermediate, 'calibration.intermediate'),
-  ];
-  const calibrated = meanSquares.some((m) => m !== null);
-  const { symmetric, search } = roundingOf(o, type, calibrated);
+  const { symmetric, search, meanSquares } = weights.rounding;
   const scales = scaleLists(o.scales, sources, l);
   const args = [
     weights.use(undefined),
@@ -222,10 +227,9 @@ function packCall(
 export function preparePackInto(
   weights: ExpertWeights,
   first: number,
-  sources: ExpertSources,
-  biases: ExpertBiases | undefined,
+  { sources, biases, scales }: Pick<ExpertData, 'sources' | 'biases' | 'scales'>,
 ): { op: Op; args: unknown[] } {
-  return packCall(weights, layoutOf(sources), { biases }, sources, first);
+  return packCall(weights, layoutOf(sources), { biases, scales }, sources, first);
 }
 
 /**
@@ -281,14 +285,7 @@ const FORWARD_OPTIONS: ReadonlySet<string> = new Set([
 export const forwardOp: Op = {
   name: 'expertsForward',
   reference: expertsForwardReference,
-  invalid: (index, args) => {
-    const k = args[6] as number;
-    const ids = args[7] as Int32Array;
-    return new HeddleError(
-      'ERR_VALUE',
-      `routing.indices[${Math.floor(index / k)}, ${index % k}] is ${ids[index]}: expected -1 or the id of an expert`,
-    );
-  },
+  invalid: (index, args) => routeIdError(index, args[6] as number, args[7] as Int32Array),
 };
 
 /** @internal Checks a forward's arguments; the op's last argument, the routes' outputs, is left out. */
@@ -309,19 +306,7 @@ export function prepareForward(
       `x: expected [tokens, ${weights.hiddenSize}], got [${input.dims.join(', ')}]`,
     );
   }
-  if (routing === null || typeof routing !== 'object')
-    throw new HeddleError('ERR_ARGUMENT', 'routing: expected { indices, weights }');
-  const indices = asTensor(routing.indices, 'routing.indices', ['int32'], 2);
-  const routeWeights = asTensor(routing.weights, 'routing.weights', ['float32'], 2);
-  const k = indices.dims[1];
-  for (const [t, name] of [
-    [indices, 'routing.indices'],
-    [routeWeights, 'routing.weights'],
-  ] as const) {
-    if (t.dims[0] !== tokens || t.dims[1] !== k) {
-      throw new HeddleError('ERR_SHAPE', `${name}: expected [${tokens}, ${k}], got [${t.dims.join(', ')}]`);
-    }
-  }
+  const { indices, weights: routeWeights, k } = checkRouting(routing, tokens);
   const shared = options?.shared;
   if (shared !== undefined) {
     if (!(shared instanceof ExpertWeights))

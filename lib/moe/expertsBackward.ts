@@ -17,6 +17,7 @@ import { expertsBackwardReference } from '../reference/moe/expertsBackward.ts';
 import { asTensor, type DType, elementCount, Tensor, type TensorLike } from '../tensor.ts';
 import { biasLists, type ExpertBiases, type ExpertSources, layoutOf, type Stacked } from './expertSources.ts';
 import type { Routing } from './routeTopK.ts';
+import { checkRouting, routeIdError } from './routing.ts';
 
 type Float32Tensor = Tensor<'float32'>;
 
@@ -66,14 +67,7 @@ const OPTIONS: ReadonlySet<string> = new Set([
 const backwardOp: Op = {
   name: 'expertsBackward',
   reference: expertsBackwardReference,
-  invalid: (index, args) => {
-    const k = args[5] as number;
-    const ids = args[6] as Int32Array;
-    return new HeddleError(
-      'ERR_VALUE',
-      `routing.indices[${Math.floor(index / k)}, ${index % k}] is ${ids[index]}: expected -1 or the id of an expert`,
-    );
-  },
+  invalid: (index, args) => routeIdError(index, args[5] as number, args[6] as Int32Array),
 };
 
 /** Hands out the gradients: fresh ones, or those of `out` after checking them. */
@@ -169,19 +163,7 @@ function prepare(
   if (input.dims[1] !== d)
     throw new HeddleError('ERR_SHAPE', `x: expected [tokens, ${d}], got [${input.dims.join(', ')}]`);
   const dout = matrix(gradOutput, 'gradOutput', tokens, d);
-  if (routing === null || typeof routing !== 'object')
-    throw new HeddleError('ERR_ARGUMENT', 'routing: expected { indices, weights }');
-  const indices = asTensor(routing.indices, 'routing.indices', ['int32'], 2);
-  const weights = asTensor(routing.weights, 'routing.weights', ['float32'], 2);
-  const k = indices.dims[1];
-  for (const [t, name] of [
-    [indices, 'routing.indices'],
-    [weights, 'routing.weights'],
-  ] as const) {
-    if (t.dims[0] !== tokens || t.dims[1] !== k) {
-      throw new HeddleError('ERR_SHAPE', `${name}: expected [${tokens}, ${k}], got [${t.dims.join(', ')}]`);
-    }
-  }
+  const { indices, weights, k } = checkRouting(routing, tokens);
   const activation = optionChoice(o.activation, ACTIVATIONS, 'silu', 'activation');
   const alpha = optionNumber(o.alpha, -Infinity, 1.702, 'alpha');
   const limit = optionNumber(o.limit, 0, 7, 'limit');

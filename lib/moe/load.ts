@@ -5,19 +5,31 @@ import { type AsyncOpOptions, call, optionInteger } from '../op.ts';
 import type { Tensor } from '../tensor.ts';
 import type { MoEBlock } from './config.ts';
 import { ExpertCache } from './expertCache.ts';
-import { type ExpertData, ExpertReader, readFloats, toFloat32 } from './expertReader.ts';
-import { ExpertWeights, expertWeightOptions, packExperts, preparePackInto } from './experts.ts';
+import { type ExpertData, ExpertReader, readFloats, readMatrices, toFloat32 } from './expertReader.ts';
+import {
+  ExpertWeights,
+  expertWeightOptions,
+  type PackExpertsOptions,
+  packExperts,
+  preparePackInto,
+} from './experts.ts';
 
 export interface MoELayerOptions {
   /** Index of the decoder layer. */
   layer: number;
   /**
-   * How expert weights are packed. Default: as the checkpoint stores them (MXFP4 of gpt-oss bit for bit). The router
-   * stays float32.
+   * How expert weights are packed. Default: as the checkpoint stores them (MXFP4 of gpt-oss and float8 of DeepSeek-V3
+   * bit for bit). The router stays float32.
    */
   type?: WeightType;
   /** k values per scale of int4 (32, 64, 128). Default 32. */
   groupSize?: number;
+  /** int4: with or without zero points, see {@link PackExpertsOptions}. Also for the shared experts. */
+  symmetric?: PackExpertsOptions['symmetric'];
+  /** int4: search the scales, see {@link PackExpertsOptions}. Also for the shared experts. */
+  search?: PackExpertsOptions['search'];
+  /** int4: activations seen by the layer, see {@link PackExpertsOptions}. Shared experts use `hidden` alone. */
+  calibration?: PackExpertsOptions['calibration'];
   /**
    * Most bytes of packed experts at any time. Experts then stay in the checkpoint, which is kept open, and are read
    * and packed on first use; the least recently used go when room is needed. Shared experts and the router are
@@ -36,6 +48,9 @@ export const LOAD_OPTIONS: ReadonlySet<string> = new Set([
   'layer',
   'type',
   'groupSize',
+  'symmetric',
+  'search',
+  'calibration',
   'memoryBudget',
   'backend',
   'threads',
@@ -88,20 +103,19 @@ export async function readParts(
     const reader = new ExpertReader(c, block);
     const [type, group] = expertWeightOptions(options, reader.source, d, f);
     const shape = { experts: count, hidden: d, intermediate: f, gated: true };
-    parts.experts = new ExpertWeights(shape, block.activation, type, group, options.backend);
+    const { symmetric, search, calibration } = options;
+    const packing = { ...block.activation, symmetric, search, calibration };
+    parts.experts = new ExpertWeights(shape, packing, type, group, options.backend);
     if (budget !== undefined) parts.cache = new ExpertCache(parts.experts, reader, budget, own);
     else await packAll(parts.experts, reader, op, step);
 
     if (tensors.shared) {
-      const { gate, up, down, intermediateSize: size } = tensors.shared;
-      parts.shared = await packExperts(
-        {
-          gate: [await readFloats(c, gate, [size, d], signal)],
-          up: [await readFloats(c, up, [size, d], signal)],
-          down: [await readFloats(c, down, [d, size], signal)],
-        },
-        { ...op, type: options.type, groupSize: options.groupSize, ...block.activation },
-      );
+      const { intermediateSize: size } = tensors.shared;
+      const { sources, scales } = await readMatrices(c, tensors.shared, d, size, signal);
+      const { hidden } = calibration ?? {};
+      const rounding = { symmetric, search, calibration: hidden && { hidden } };
+      const shared = { type: options.type, groupSize: options.groupSize, scales, ...block.activation };
+      parts.shared = await packExperts(sources, { ...op, ...shared, ...rounding });
       step('shared experts');
     }
     if (tensors.sharedGate) {
@@ -133,7 +147,7 @@ async function packAll(
     const data = await ahead;
     if (e + 1 < weights.experts) ahead = start(e + 1);
     try {
-      const { op, args } = preparePackInto(weights, e, data.sources, data.biases);
+      const { op, args } = preparePackInto(weights, e, data);
       await call(op, args, { ...options, backend: weights.backend });
     } catch (error) {
       throw reader.failure(e, error);

@@ -10,14 +10,27 @@ import {
 } from '../op.ts';
 import { clippedGradientsReference } from '../reference/privacy/clippedGradients.ts';
 import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
-import { type PreparedLayer, type PrivateLayer, prepareLayer } from './layer.ts';
+import { type PrivateLayer, prepareLayer } from './layer.ts';
+import { type PreparedLayer, product } from './layerArguments.ts';
+import type { LoraLayer } from './loraLayer.ts';
 
 /** Gradients in the layer's own shapes. */
 export interface LayerGradients {
-  /** float32: linear `[p, d]`, embedding `[numEmbeddings, p]`, normalisation `[p]` or `[C]`, convolution `[C_out, C_in/groups, …kernel]`. */
+  /**
+   * float32: linear `[p, d]`, embedding `[numEmbeddings, p]`, tied embedding `[vocabulary, d]`, experts `[E, p, d]`,
+   * normalisation `[p]` or `[C]`, convolution `[C_out, C_in/groups, …kernel]`.
+   */
   weight: Tensor<'float32'>;
-  /** float32 `[p]`, `[C]` or `[C_out]`, where the layer has one. */
+  /** float32 `[p]`, `[E, p]`, `[C]` or `[C_out]`, where the layer has one. */
   bias?: Tensor<'float32'>;
+}
+
+/** Gradients of an adapter. */
+export interface LoraGradients {
+  /** float32 `[rank, d]`. */
+  a: Tensor<'float32'>;
+  /** float32 `[p, rank]`. */
+  b: Tensor<'float32'>;
 }
 
 export interface ClippedGradientsOptions {
@@ -25,8 +38,15 @@ export interface ClippedGradientsOptions {
   out?: { weight: TensorLike; bias?: TensorLike };
 }
 
+export interface LoraClippedGradientsOptions {
+  /** Added to, for gradient accumulation; undefined after an abort. Default: fresh zeros. */
+  out?: { a: TensorLike; b: TensorLike };
+}
+
+type AnyOptions = { out?: ClippedGradientsOptions['out'] | LoraClippedGradientsOptions['out'] };
+
 const OPTIONS: ReadonlySet<string> = new Set(['out', 'backend', 'threads', 'signal']);
-const OUT_KEYS: ReadonlySet<string> = new Set(['weight', 'bias']);
+type Gradients = Record<string, Tensor<'float32'>>;
 
 function asFactors(value: TensorLike | Float32Array, samples: number): Tensor<'float32'> {
   const t =
@@ -48,42 +68,34 @@ function asFactors(value: TensorLike | Float32Array, samples: number): Tensor<'f
   return t;
 }
 
-function gradientsOf(
-  p: PreparedLayer,
-  given: ClippedGradientsOptions['out'],
-  inputs: Tensor[],
-): LayerGradients {
-  const fresh = (dims: number[]) =>
-    makeTensor(
-      'float32',
-      allocate(
-        'float32',
-        dims.reduce((a, b) => a * b, 1),
-      ),
-      dims,
-    );
-  if (given === undefined) {
-    return p.bias === null ? { weight: fresh(p.weight) } : { weight: fresh(p.weight), bias: fresh(p.bias) };
+/** `out`, checked, or fresh zeros: one tensor for each parameter. */
+function gradientsOf(p: PreparedLayer, given: object | undefined, inputs: Tensor[]): Gradients {
+  if (given !== undefined) checkOptions(given, new Set(p.parameters.map(([name]) => name)), 'out');
+  const out: Gradients = {};
+  for (const [name, dims] of p.parameters) {
+    const value = (given as Record<string, TensorLike> | undefined)?.[name];
+    if (given !== undefined && (value === undefined) !== (dims === null)) {
+      throw new HeddleError(
+        'ERR_ARGUMENT',
+        dims === null ? `out.${name}: the layer has no ${name}` : `out.${name}: the layer has a ${name}`,
+      );
+    }
+    if (dims === null) continue;
+    if (value === undefined) {
+      out[name] = makeTensor('float32', allocate('float32', product(dims)), dims);
+    } else {
+      out[name] = asTensor(value, `out.${name}`, ['float32']);
+      checkOut(out[name], dims, inputs, `out.${name}`);
+      inputs.push(out[name]);
+    }
   }
-  checkOptions(given, OUT_KEYS, 'out');
-  const weight = asTensor(given.weight, 'out.weight', ['float32']);
-  checkOut(weight, p.weight, inputs, 'out.weight');
-  if ((given.bias === undefined) !== (p.bias === null)) {
-    throw new HeddleError(
-      'ERR_ARGUMENT',
-      p.bias === null ? 'out.bias: the layer has no bias' : 'out.bias: the layer has a bias',
-    );
-  }
-  if (p.bias === null) return { weight };
-  const bias = asTensor(given.bias as TensorLike, 'out.bias', ['float32']);
-  checkOut(bias, p.bias, [...inputs, weight], 'out.bias');
-  return { weight, bias };
+  return out;
 }
 
 function prepare(
-  layer: PrivateLayer,
+  layer: PrivateLayer | LoraLayer,
   factors: TensorLike | Float32Array,
-  options: ClippedGradientsOptions | undefined,
+  options: { out?: object } | undefined,
 ) {
   checkOptions(options, OPTIONS, 'clippedGradients');
   const p = prepareLayer(layer);
@@ -94,13 +106,13 @@ function prepare(
     reference: () => {
       const sums = clippedGradientsReference(p.reference(), f.data);
       for (const [name, sum] of Object.entries(sums)) {
-        const into = (name === 'weight' ? out.weight : (out.bias as Tensor<'float32'>)).data;
+        const into = out[name].data;
         for (let i = 0; i < sum.length; i++) into[i] += sum[i];
       }
       return 0;
     },
   };
-  return { op, args: [...p.args, f.data, out.weight.data, out.bias?.data ?? null], out };
+  return { op, args: [...p.args, f.data, ...p.parameters.map(([name]) => out[name]?.data ?? null)], out };
 }
 
 /**
@@ -118,10 +130,25 @@ export async function clippedGradients(
   layer: PrivateLayer,
   factors: TensorLike | Float32Array,
   options?: ClippedGradientsOptions & AsyncOpOptions,
-): Promise<LayerGradients> {
+): Promise<LayerGradients>;
+export async function clippedGradients(
+  layer: LoraLayer,
+  factors: TensorLike | Float32Array,
+  options?: LoraClippedGradientsOptions & AsyncOpOptions,
+): Promise<LoraGradients>;
+export async function clippedGradients(
+  layer: PrivateLayer | LoraLayer,
+  factors: TensorLike | Float32Array,
+  options?: AnyOptions & AsyncOpOptions,
+): Promise<LayerGradients | LoraGradients>;
+export async function clippedGradients(
+  layer: PrivateLayer | LoraLayer,
+  factors: TensorLike | Float32Array,
+  options?: AnyOptions & AsyncOpOptions,
+): Promise<LayerGradients | LoraGradients> {
   const { op, args, out } = prepare(layer, factors, options);
   await call(op, args, options);
-  return out;
+  return out as unknown as LayerGradients | LoraGradients;
 }
 
 /** {@link clippedGradients} on the calling thread (and helpers, when `threads` > 1). */
@@ -129,8 +156,23 @@ export function clippedGradientsSync(
   layer: PrivateLayer,
   factors: TensorLike | Float32Array,
   options?: ClippedGradientsOptions & OpOptions,
-): LayerGradients {
+): LayerGradients;
+export function clippedGradientsSync(
+  layer: LoraLayer,
+  factors: TensorLike | Float32Array,
+  options?: LoraClippedGradientsOptions & OpOptions,
+): LoraGradients;
+export function clippedGradientsSync(
+  layer: PrivateLayer | LoraLayer,
+  factors: TensorLike | Float32Array,
+  options?: AnyOptions & OpOptions,
+): LayerGradients | LoraGradients;
+export function clippedGradientsSync(
+  layer: PrivateLayer | LoraLayer,
+  factors: TensorLike | Float32Array,
+  options?: AnyOptions & OpOptions,
+): LayerGradients | LoraGradients {
   const { op, args, out } = prepare(layer, factors, options);
   callSync(op, args, options);
-  return out;
+  return out as unknown as LayerGradients | LoraGradients;
 }

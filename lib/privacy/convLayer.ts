@@ -2,7 +2,7 @@ import { DTYPE_CODE } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { optionInteger } from '../op.ts';
 import type { TensorLike } from '../tensor.ts';
-import { asBoolean, featureTensor, type PreparedLayer, values } from './layer.ts';
+import { asBoolean, asMask, featureTensor, type PreparedLayer, product, values } from './layerArguments.ts';
 
 /** A convolution (cross-correlation, as frameworks have it), channels first. */
 export interface ConvLayer {
@@ -23,6 +23,11 @@ export interface ConvLayer {
   groups?: number;
   /** Whether the layer has a bias; no default, as for linear layers. */
   bias: boolean;
+  /**
+   * uint8 `[B, …]` of output places: 0 marks one of padding, whose gradient is not read. Input that only padded places
+   * look at is not read either.
+   */
+  mask?: TensorLike;
 }
 
 export const CONV_KEYS: ReadonlySet<string> = new Set([
@@ -35,6 +40,7 @@ export const CONV_KEYS: ReadonlySet<string> = new Set([
   'dilation',
   'groups',
   'bias',
+  'mask',
 ]);
 
 const MAX_EXTENT = 2 ** 20;
@@ -54,8 +60,6 @@ function perAxis(
   }
   return list.map((x) => optionInteger(x, min, MAX_EXTENT, name));
 }
-
-const product = (dims: readonly number[]) => dims.reduce((a, b) => a * b, 1);
 
 /** @internal */
 export function prepareConv(layer: ConvLayer): PreparedLayer {
@@ -93,6 +97,7 @@ export function prepareConv(layer: ConvLayer): PreparedLayer {
       `layer.gradOutputs: expected [${samples}, C_out, ${outputSize.join(', ')}], got [${g.dims.join(', ')}]`,
     );
   }
+  const mask = asMask(layer.mask, [samples, ...outputSize]);
   const groups = optionInteger(layer.groups ?? 1, 1, MAX_EXTENT, 'layer.groups');
   if (inChannels % groups !== 0 || outChannels % groups !== 0) {
     throw new HeddleError(
@@ -124,13 +129,16 @@ export function prepareConv(layer: ConvLayer): PreparedLayer {
       DTYPE_CODE[x.type],
       g.data,
       DTYPE_CODE[g.type],
+      mask?.data ?? null,
       bias,
     ],
     samples,
     preferGhost: 2 * places * places <= inputs * (outChannels / groups),
-    inputs: [x, g],
-    weight: [outChannels, inChannels / groups, ...kernel],
-    bias: bias ? [outChannels] : null,
+    inputs: mask === null ? [x, g] : [x, g, mask],
+    parameters: [
+      ['weight', [outChannels, inChannels / groups, ...kernel]],
+      ['bias', bias ? [outChannels] : null],
+    ],
     reference: () => ({
       kind,
       input: values(x),
@@ -146,6 +154,7 @@ export function prepareConv(layer: ConvLayer): PreparedLayer {
       dilation,
       groups,
       bias,
+      mask: mask?.data,
     }),
   };
 }

@@ -1,5 +1,11 @@
 /** Differentially private training: per-sample norms, clipping, clipped sums, noise, sampling, and accountants. */
+export * from '../training/index.ts';
 export * from './accountants/index.ts';
+export {
+  AdaptiveClipping,
+  type AdaptiveClippingOptions,
+  type SavedAdaptiveClipping,
+} from './adaptiveClipping.ts';
 export { createNoiseKey } from './chacha20.ts';
 export { ClipFactors, type ClipFactorsOptions, clipFactors, clipFactorsSync } from './clipFactors.ts';
 export {
@@ -7,8 +13,17 @@ export {
   clippedGradients,
   clippedGradientsSync,
   type LayerGradients,
+  type LoraClippedGradientsOptions,
+  type LoraGradients,
 } from './clippedGradients.ts';
 export type { ConvLayer } from './convLayer.ts';
+export {
+  type DiscreteNoiseOptions,
+  type DiscreteNoisePlan,
+  discreteNoisePlan,
+  noiseGranularity,
+} from './discreteNoise.ts';
+export type { ExpertsLayer } from './expertsLayer.ts';
 export {
   addNoise,
   addNoiseSync,
@@ -18,6 +33,7 @@ export {
   type NoiseOptions,
 } from './gaussianNoise.ts';
 export type { EmbeddingLayer, GroupNormLayer, LinearLayer, NormLayer, PrivateLayer } from './layer.ts';
+export type { LoraLayer } from './loraLayer.ts';
 export {
   perSampleSquaredNorms,
   perSampleSquaredNormsSync,
@@ -30,3 +46,4 @@ export {
   ShuffledSampler,
   TruncatedPoissonSampler,
 } from './samplers.ts';
+export type { TiedEmbeddingLayer } from './tiedLayer.ts';

@@ -1,9 +1,23 @@
-import { DTYPE_CODE, decodeFloats, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { checkOptions, optionInteger } from '../op.ts';
-import type { Layer } from '../reference/privacy/layers.ts';
-import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, type TensorLike } from '../tensor.ts';
 import { CONV_KEYS, type ConvLayer, prepareConv } from './convLayer.ts';
+import { EXPERTS_KEYS, type ExpertsLayer, prepareExperts } from './expertsLayer.ts';
+import {
+  argsOf,
+  asBoolean,
+  asMask,
+  checkIndices,
+  checkLeading,
+  featureTensor,
+  type PreparedLayer,
+  product,
+  type Rows,
+  tensorsOf,
+  values,
+} from './layerArguments.ts';
+import { LORA_KEYS, type LoraLayer, prepareLora } from './loraLayer.ts';
+import { prepareTied, TIED_KEYS, type TiedEmbeddingLayer } from './tiedLayer.ts';
 
 /**
  * `y = x·Wᵀ + b`: what went in and the gradient of each sample's own loss with respect to what came out (for a
@@ -56,121 +70,36 @@ export interface GroupNormLayer {
   gradOutputs: TensorLike;
   /** Whether there is a β. Default true. */
   bias?: boolean;
+  /** uint8 `[B, …]` without the channels: 0 marks a place of padding, which is not read in any channel. */
+  mask?: TensorLike;
 }
 
-/** Layers that per-sample clipping knows; any other kind is an error, never skipped. */
-export type PrivateLayer = LinearLayer | EmbeddingLayer | NormLayer | GroupNormLayer | ConvLayer;
+/**
+ * Layers that per-sample clipping knows, with one weight and perhaps a bias ({@link LoraLayer} has two weights); any
+ * other kind is an error, never skipped.
+ */
+export type PrivateLayer =
+  | LinearLayer
+  | EmbeddingLayer
+  | NormLayer
+  | GroupNormLayer
+  | ConvLayer
+  | TiedEmbeddingLayer
+  | ExpertsLayer;
 
-/** @internal A checked layer: what the native ops and the reference take. */
-export interface PreparedLayer {
-  /** Native ops are `<stem>SquaredNorms` and `<stem>ClippedGradients`. */
-  stem: string;
-  /** In the order of native/binding/privacy.cpp. */
-  args: unknown[];
-  samples: number;
-  /** Whether the ghost norm is the cheaper one. */
-  preferGhost: boolean;
-  inputs: Tensor[];
-  weight: number[];
-  bias: number[] | null;
-  reference(): Layer;
-}
-
-const FLOATS: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
-const KEYS: Readonly<Record<PrivateLayer['kind'], ReadonlySet<string>>> = {
+const KEYS: Readonly<Record<(PrivateLayer | LoraLayer)['kind'], ReadonlySet<string>>> = {
   linear: new Set(['kind', 'activations', 'gradOutputs', 'bias', 'mask']),
   embedding: new Set(['kind', 'indices', 'gradOutputs', 'numEmbeddings', 'paddingIndex', 'mask']),
   'layer-norm': new Set(['kind', 'normalized', 'gradOutputs', 'bias', 'mask']),
   'rms-norm': new Set(['kind', 'normalized', 'gradOutputs', 'bias', 'mask']),
-  'group-norm': new Set(['kind', 'normalized', 'gradOutputs', 'bias']),
+  'group-norm': new Set(['kind', 'normalized', 'gradOutputs', 'bias', 'mask']),
   conv1d: CONV_KEYS,
   conv2d: CONV_KEYS,
   conv3d: CONV_KEYS,
+  'tied-embedding': TIED_KEYS,
+  lora: LORA_KEYS,
+  experts: EXPERTS_KEYS,
 };
-
-/** @internal Floats as the reference reads them. */
-export function values(t: Tensor<FloatType>): Float32Array {
-  return t.type === 'float32' ? (t.data as Float32Array) : decodeFloats(t.data, t.type);
-}
-
-/** @internal */
-export function featureTensor(value: TensorLike, name: string, rank = 2): Tensor<FloatType> {
-  const t = asTensor(value, name, FLOATS);
-  if (t.dims.length < rank) {
-    throw new HeddleError(
-      'ERR_SHAPE',
-      `${name}: expected at least ${rank} dimensions, got [${t.dims.join(', ')}]`,
-    );
-  }
-  return t;
-}
-
-const product = (dims: readonly number[]) => dims.reduce((a, b) => a * b, 1);
-
-function checkLeading(dims: readonly number[], lead: readonly number[], name: string, of: string): void {
-  if (dims.length !== lead.length || dims.some((d, i) => d !== lead[i])) {
-    throw new HeddleError(
-      'ERR_SHAPE',
-      `${name}: expected leading dims [${lead.join(', ')}] as in ${of}, got [${dims.join(', ')}]`,
-    );
-  }
-}
-
-function asMask(value: TensorLike | undefined, lead: readonly number[]): Tensor<'uint8'> | null {
-  if (value === undefined) return null;
-  const t = asTensor(value, 'layer.mask', ['uint8']);
-  if (t.dims.length !== lead.length || t.dims.some((d, i) => d !== lead[i])) {
-    throw new HeddleError(
-      'ERR_SHAPE',
-      `layer.mask: expected [${lead.join(', ')}], got [${t.dims.join(', ')}]`,
-    );
-  }
-  return t;
-}
-
-/** @internal */
-export function asBoolean(value: unknown, fallback: boolean | undefined): boolean {
-  const v = value === undefined ? fallback : value;
-  if (typeof v !== 'boolean') {
-    throw new HeddleError('ERR_ARGUMENT', `layer.bias: expected true or false, got ${String(value)}`);
-  }
-  return v;
-}
-
-interface Rows {
-  stem: string;
-  samples: number;
-  positions: number;
-  inputs: number;
-  outputs: number;
-  input: Tensor<FloatType> | null;
-  gradOutputs: Tensor<FloatType>;
-  indices?: Int32Array;
-  paddingIndex?: number;
-  mask?: Tensor<'uint8'> | null;
-  bias: boolean;
-}
-
-function argsOf(r: Rows): unknown[] {
-  return [
-    r.samples,
-    r.positions,
-    r.inputs,
-    r.outputs,
-    r.input === null ? null : r.input.data,
-    r.input === null ? 0 : DTYPE_CODE[r.input.type],
-    r.gradOutputs.data,
-    DTYPE_CODE[r.gradOutputs.type],
-    r.indices ?? null,
-    r.paddingIndex ?? -1,
-    r.mask?.data ?? null,
-    r.bias,
-  ];
-}
-
-function tensorsOf(r: Rows): Tensor[] {
-  return [r.input, r.gradOutputs, r.mask ?? null].filter((t) => t !== null) as Tensor[];
-}
 
 function prepareLinear(layer: LinearLayer): PreparedLayer {
   const a = featureTensor(layer.activations, 'layer.activations');
@@ -183,7 +112,6 @@ function prepareLinear(layer: LinearLayer): PreparedLayer {
   const bias = asBoolean(layer.bias, undefined);
   const mask = asMask(layer.mask, lead);
   const rows: Rows = {
-    stem: 'linear',
     samples: lead[0],
     positions,
     inputs,
@@ -199,8 +127,10 @@ function prepareLinear(layer: LinearLayer): PreparedLayer {
     samples: lead[0],
     preferGhost: 2 * positions * positions <= inputs * outputs,
     inputs: tensorsOf(rows),
-    weight: [outputs, inputs],
-    bias: bias ? [outputs] : null,
+    parameters: [
+      ['weight', [outputs, inputs]],
+      ['bias', bias ? [outputs] : null],
+    ],
     reference: () => ({
       kind: 'linear',
       activations: values(a),
@@ -213,23 +143,6 @@ function prepareLinear(layer: LinearLayer): PreparedLayer {
       mask: mask?.data,
     }),
   };
-}
-
-function checkIndices(
-  given: Tensor<'int32' | 'int64'>,
-  count: number,
-  mask: Uint8Array | undefined,
-): Int32Array {
-  const out = given.type === 'int32' ? (given.data as Int32Array) : new Int32Array(given.data.length);
-  for (let i = 0; i < out.length; i++) {
-    const id = given.data[i];
-    const readable = mask === undefined || mask[i] !== 0;
-    if (readable && (id < 0 || id >= count)) {
-      throw new HeddleError('ERR_VALUE', `layer.indices: element ${i} is ${id}: expected 0 to ${count - 1}`);
-    }
-    if (given.type === 'int64') out[i] = readable ? Number(id) : 0;
-  }
-  return out;
 }
 
 function prepareEmbedding(layer: EmbeddingLayer): PreparedLayer {
@@ -248,7 +161,6 @@ function prepareEmbedding(layer: EmbeddingLayer): PreparedLayer {
   const samples = ids.dims[0];
   const positions = product(ids.dims.slice(1));
   const rows: Rows = {
-    stem: 'embedding',
     samples,
     positions,
     inputs: 0,
@@ -266,8 +178,10 @@ function prepareEmbedding(layer: EmbeddingLayer): PreparedLayer {
     samples,
     preferGhost: false,
     inputs: [...tensorsOf(rows), ids],
-    weight: [numEmbeddings, outputs],
-    bias: null,
+    parameters: [
+      ['weight', [numEmbeddings, outputs]],
+      ['bias', null],
+    ],
     reference: () => ({
       kind: 'embedding',
       indices,
@@ -298,21 +212,24 @@ function prepareNorm(layer: NormLayer | GroupNormLayer): PreparedLayer {
   if (kind === 'group-norm') {
     const channels = x.dims[1];
     const spatial = product(x.dims.slice(2));
+    const mask = asMask(layer.mask, [samples, ...x.dims.slice(2)]);
     const rows: Rows = {
       ...common,
-      stem: 'channel',
       positions: channels,
       inputs: spatial,
       outputs: spatial,
+      mask,
     };
     return {
-      stem: rows.stem,
+      stem: 'channel',
       args: argsOf(rows),
       samples,
       preferGhost: false,
       inputs: tensorsOf(rows),
-      weight: [channels],
-      bias: bias ? [channels] : null,
+      parameters: [
+        ['weight', [channels]],
+        ['bias', bias ? [channels] : null],
+      ],
       reference: () => ({
         kind,
         normalized: values(x),
@@ -321,21 +238,24 @@ function prepareNorm(layer: NormLayer | GroupNormLayer): PreparedLayer {
         channels,
         spatial,
         bias,
+        mask: mask?.data,
       }),
     };
   }
   const outputs = x.dims[x.dims.length - 1];
   const positions = product(x.dims.slice(1, -1));
   const mask = asMask(layer.mask, x.dims.slice(0, -1));
-  const rows: Rows = { ...common, stem: 'scale', positions, inputs: outputs, outputs, mask };
+  const rows: Rows = { ...common, positions, inputs: outputs, outputs, mask };
   return {
-    stem: rows.stem,
+    stem: 'scale',
     args: argsOf(rows),
     samples,
     preferGhost: false,
     inputs: tensorsOf(rows),
-    weight: [outputs],
-    bias: bias ? [outputs] : null,
+    parameters: [
+      ['weight', [outputs]],
+      ['bias', bias ? [outputs] : null],
+    ],
     reference: () => ({
       kind,
       normalized: values(x),
@@ -350,7 +270,7 @@ function prepareNorm(layer: NormLayer | GroupNormLayer): PreparedLayer {
 }
 
 /** @internal Checks a layer. */
-export function prepareLayer(layer: PrivateLayer): PreparedLayer {
+export function prepareLayer(layer: PrivateLayer | LoraLayer): PreparedLayer {
   if (layer === null || typeof layer !== 'object') {
     throw new HeddleError('ERR_ARGUMENT', `layer: expected an object with a kind, got ${String(layer)}`);
   }
@@ -371,6 +291,12 @@ export function prepareLayer(layer: PrivateLayer): PreparedLayer {
     case 'conv2d':
     case 'conv3d':
       return prepareConv(layer);
+    case 'tied-embedding':
+      return prepareTied(layer);
+    case 'lora':
+      return prepareLora(layer);
+    case 'experts':
+      return prepareExperts(layer);
     default:
       return prepareNorm(layer);
   }

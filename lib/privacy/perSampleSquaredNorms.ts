@@ -11,15 +11,19 @@ import {
 import { perSampleSquaredNormsReference } from '../reference/privacy/perSampleSquaredNorms.ts';
 import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import { type PrivateLayer, prepareLayer } from './layer.ts';
+import type { LoraLayer } from './loraLayer.ts';
 
+/** NormMethod::kByLength; 0 and 1 are instantiate and ghost. */
+const BY_LENGTH = 2;
 const METHODS = ['auto', 'ghost', 'instantiate'] as const;
 
 export interface SquaredNormsOptions {
   /**
    * How a linear layer's or a convolution's norm is computed (T output places, d = C_in/groups·taps, p = C_out/groups);
    * both are exact. `ghost` multiplies Gram matrices, T²(d + p) operations;
-   * `instantiate` forms the gradient block by block, 2Tpd. `auto`: ghost where 2T² ≤ p·d in this call. Embeddings
-   * and normalisation layers have one way.
+   * `instantiate` forms the gradient block by block, 2Tpd. `auto`: ghost where 2T² ≤ p·d in this call; for adapters
+   * and experts, for each matrix and sample by the rows that it has. Embeddings and normalisation layers have one way;
+   * of a tied embedding it is the head's.
    */
   method?: (typeof METHODS)[number];
   /** float32 `[B]`. */
@@ -28,11 +32,12 @@ export interface SquaredNormsOptions {
 
 const OPTIONS: ReadonlySet<string> = new Set(['method', 'out', 'backend', 'threads', 'signal']);
 
-function prepare(layer: PrivateLayer, options: SquaredNormsOptions | undefined) {
+function prepare(layer: PrivateLayer | LoraLayer, options: SquaredNormsOptions | undefined) {
   checkOptions(options, OPTIONS, 'perSampleSquaredNorms');
   const p = prepareLayer(layer);
   const method = optionChoice(options?.method, METHODS, 'auto', 'method');
   const ghost = method === 'auto' ? p.preferGhost : method === 'ghost';
+  const code = ghost === null ? BY_LENGTH : Number(ghost);
   let out: Tensor<'float32'>;
   if (options?.out === undefined) {
     out = makeTensor('float32', new Float32Array(p.samples), [p.samples]);
@@ -47,7 +52,7 @@ function prepare(layer: PrivateLayer, options: SquaredNormsOptions | undefined) 
       return 0;
     },
   };
-  return { op, args: [...p.args, ghost, out.data], out };
+  return { op, args: [...p.args, code, out.data], out };
 }
 
 /**
@@ -62,7 +67,7 @@ function prepare(layer: PrivateLayer, options: SquaredNormsOptions | undefined) 
  *   `ERR_BACKEND`, `ERR_MEMORY`, `ERR_ABORTED`
  */
 export async function perSampleSquaredNorms(
-  layer: PrivateLayer,
+  layer: PrivateLayer | LoraLayer,
   options?: SquaredNormsOptions & AsyncOpOptions,
 ): Promise<Tensor<'float32'>> {
   const { op, args, out } = prepare(layer, options);
@@ -72,7 +77,7 @@ export async function perSampleSquaredNorms(
 
 /** {@link perSampleSquaredNorms} on the calling thread (and helpers, when `threads` > 1). */
 export function perSampleSquaredNormsSync(
-  layer: PrivateLayer,
+  layer: PrivateLayer | LoraLayer,
   options?: SquaredNormsOptions & OpOptions,
 ): Tensor<'float32'> {
   const { op, args, out } = prepare(layer, options);

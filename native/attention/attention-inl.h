@@ -39,16 +39,14 @@ HEDDLE_INLINE void pack_panel(const AttentionProblem& p, const AttentionUnit& u,
   const Vectors keys{p.key, p.type, p.key_stride[3], p.head_dim};
   const Vectors values{p.value, p.type, p.value_stride[3], p.value_dim};
   const Sequence& s = u.sequence;
-  const int64_t k_base = s.batch * p.key_stride[0] + u.key_head * p.key_stride[2];
-  const int64_t v_base = s.batch * p.value_stride[0] + u.key_head * p.value_stride[2];
   panel->finite = true;
   for (int sub = 0; sub < panel->size / kSub; ++sub) {
     if (!(panel->packed >> sub & 1)) continue;
     int64_t k_at[kSub], v_at[kSub];
     for (int j = 0; j < kSub; ++j) {
       const int64_t key = panel->key + sub * kSub + j;
-      k_at[j] = key < s.keys ? k_base + (s.key_begin + key) * p.key_stride[1] : -1;
-      v_at[j] = key < s.keys ? v_base + (s.key_begin + key) * p.value_stride[1] : -1;
+      k_at[j] = key < s.keys ? p.key_at(s, key, u.key_head) : kNoVector;
+      v_at[j] = key < s.keys ? p.value_at(s, key, u.key_head) : kNoVector;
     }
     for (int j = 0; j < kSub; j += kColumns) {
       pack_transposed(keys, k_at + j, kColumns, m.keys + (sub * kSub + j) * int64_t{p.head_dim}, kColumns);
@@ -167,13 +165,12 @@ HEDDLE_INLINE void attend_rows(const AttentionProblem& p, const Sequence& s, con
 HEDDLE_INLINE void mean_value(const AttentionProblem& p, const AttentionUnit& u, float* mean) {
   const Vectors values{p.value, p.type, p.value_stride[3], p.value_dim};
   const Sequence& s = u.sequence;
-  const int64_t base = s.batch * p.value_stride[0] + u.key_head * p.value_stride[2] + s.key_begin * p.value_stride[1];
   for (int c = 0; c < p.value_dim; c += W) {
     vf total = set1(0.0f);
     for (int64_t j = 0; j < s.keys; j += kMaxPanel) {  // in blocks: a million keys in one chain would drift
       const int64_t end = j + kMaxPanel < s.keys ? j + kMaxPanel : s.keys;
       vf sum = set1(0.0f);
-      for (int64_t i = j; i < end; ++i) sum = add(sum, load_lanes(values, base + i * p.value_stride[1], c));
+      for (int64_t i = j; i < end; ++i) sum = add(sum, load_lanes(values, p.value_at(s, i, u.key_head), c));
       total = add(total, sum);
     }
     store(mean + c, s.keys ? div(total, set1(static_cast<float>(s.keys))) : set1(0.0f));
@@ -185,7 +182,6 @@ HEDDLE_INLINE void finish_row(const AttentionArgs& a, const AttentionUnit& u, co
                               float shift, float total, const float* mean) {
   const AttentionProblem& p = a.problem;
   const Sequence& s = u.sequence;
-  const int64_t query = s.query_begin + row.position;
   float factor = 1.0f;
   if (p.sinks) {
     const float sink = p.sinks[row.head] * kLog2e, top = sink > shift ? sink : shift;
@@ -196,23 +192,20 @@ HEDDLE_INLINE void finish_row(const AttentionArgs& a, const AttentionUnit& u, co
     }
   }
   const bool empty = shift == kNegInf && total == 0.0f;  // a row of only NaN logits has total NaN
-  const int64_t out = ((s.batch * p.queries + query) * p.query_heads + row.head) * p.value_dim;
+  const bool prefix = p.is_prefix(row.position);
+  const int64_t at = prefix ? p.prefix_at(s, p.query_heads, row.head) : p.lse_at(s, row.position, row.head);
+  const int64_t out = prefix ? at * p.value_dim : p.output_at(s, row.position, row.head);
   for (int c = 0; c < p.value_dim; c += W) {
     vf o = set1(0.0f);
     if (!empty) o = div(mul(load(sums + c), set1(factor)), set1(total));
     if (empty && mean) o = load(mean + c);
-    store_float(a.output, p.type, out + c, o, p.value_dim - c);
+    store_float(prefix ? a.prefix_output : a.output, prefix ? DType::kFloat32 : p.type, out + c, o, p.value_dim - c);
   }
-  if (a.log_sum_exp) {
-    const int64_t at = (s.batch * p.query_heads + row.head) * p.queries + query;
+  float* lse = prefix ? a.prefix_lse : a.log_sum_exp;
+  if (lse) {
     const float tail = total == total ? reduce_max(log_normal(set1(total))) : total;
-    a.log_sum_exp[at] = empty ? kNegInf : shift * kLn2 + tail;
+    lse[at] = empty ? kNegInf : shift * kLn2 + tail;
   }
-}
-
-HEDDLE_INLINE int64_t query_index(const AttentionProblem& p, const AttentionUnit& u, int64_t position, int32_t head) {
-  return u.sequence.batch * p.query_stride[0] + (u.sequence.query_begin + position) * p.query_stride[1] +
-         head * p.query_stride[2];
 }
 
 // Keys that any row of a unit may see.
@@ -234,7 +227,7 @@ HEDDLE_INLINE void start_unit(const AttentionProblem& p, const AttentionUnit& u,
     int64_t at[kRowStride];
     for (int i = 0; i < kRowStride; ++i) {
       const RowView row = view_row(p, u, r + i < count ? r + i : 0);
-      at[i] = i >= kRows || r + i >= count ? -1 : query_index(p, u, row.position, row.head);
+      at[i] = i >= kRows || r + i >= count ? kNoVector : p.query_at(u.sequence, row.position, row.head);
     }
     pack_transposed(queries, at, kRowStride, m.query + r / kRows * p.head_dim * kRowStride, kRowStride);
   }

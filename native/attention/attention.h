@@ -39,6 +39,8 @@ struct AttentionArgs {
   AttentionProblem problem;
   void* output = nullptr;          // [batch, queries, query_heads, value_dim], in the type of q
   float* log_sum_exp = nullptr;    // [batch, query_heads, queries]
+  float* prefix_output = nullptr;  // [batch, inner, query_heads, value_dim]
+  float* prefix_lse = nullptr;     // [batch, inner, query_heads]
   const AttentionPlan* plan = nullptr;
 };
 

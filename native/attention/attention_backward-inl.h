@@ -91,13 +91,13 @@ HEDDLE_INLINE void add_outer(const float* a, const float* b, int count, int colu
 HEDDLE_INLINE void backward_row(const AttentionBackwardArgs& a, const Sequence& s, const RowView& row, bool transform,
                                 int64_t panel_key, const Run* runs, int run_count, float shift, float delta, float* w,
                                 float* g) {
+  const vf weight = set1(a.problem.is_prefix(row.position) ? a.prefix_weight : 1.0f);
   const AttentionProblem& p = a.problem;
   const bool uniform = shift == kNegInf && p.uniform_empty;
   const vf factor = set1(transform ? kLog2e : p.scale * kLog2e), minus = set1(-shift * kLog2e), zero = set1(0.0f);
   float* bias = nullptr;
   if (a.bias_grad) {
-    bias = a.bias_grad + s.batch * p.bias_stride[0] + row.head * p.bias_stride[1] +
-           (s.query_begin + row.position) * p.bias_stride[2] + s.key_begin + panel_key;
+    bias = a.bias_grad + p.bias_at(s, row.position, row.head, panel_key);
   }
   for (int n = 0; n < run_count; ++n) {
     for (int j = runs[n].begin * kSub; j < runs[n].end * kSub; j += W) {
@@ -109,7 +109,7 @@ HEDDLE_INLINE void backward_row(const AttentionBackwardArgs& a, const Sequence& 
         continue;
       }
       if (uniform) {
-        store(w + j, select(first_n(some), set1(1.0f / static_cast<float>(s.keys)), zero));
+        store(w + j, select(first_n(some), mul(weight, set1(1.0f / static_cast<float>(s.keys))), zero));
         store(g + j, zero);
         continue;
       }
@@ -117,7 +117,7 @@ HEDDLE_INLINE void backward_row(const AttentionBackwardArgs& a, const Sequence& 
       if (transform) z = logit_lanes(p, s, row, key, some, z, &slope);
       vf e = exp2_lanes(fma(z, factor, minus));
       if (shift == kNegInf) e = zero;
-      e = select(visible_lanes(p, s, row, key, some), e, zero);
+      e = select(visible_lanes(p, s, row, key, some), mul(e, weight), zero);
       // Weight 0 first: what is masked may have a NaN product.
       const vf d = select(eq(e, zero), zero, mul(e, sub(load(g + j), set1(delta))));
       store(w + j, e);
@@ -142,26 +142,38 @@ struct BackwardUnit {
     const int64_t group = a.problem.group(), i = row / group;
     return {i, static_cast<int32_t>(key_head * group + row % group), key_range(a.problem, s, i)};
   }
-  // First element of a row in q, and in a contiguous tensor of `dim` per head.
-  int64_t query_at(const RowView& r) const {
-    const AttentionProblem& p = a.problem;
-    return s.batch * p.query_stride[0] + (s.query_begin + r.position) * p.query_stride[1] + r.head * p.query_stride[2];
-  }
+  // First element of a row in a contiguous tensor of `dim` per head.
   int64_t row_at(const RowView& r, int64_t dim) const {
-    return ((s.batch * a.problem.queries + s.query_begin + r.position) * a.problem.query_heads + r.head) * dim;
+    const AttentionProblem& p = a.problem;
+    const int64_t token = p.is_prefix(r.position) ? p.prefix_at(s, 1, 0) : p.query_token_at(s, r.position);
+    return (token * (a.heads ? a.heads : p.query_heads) + a.first_head + r.head) * dim;
+  }
+  // The same in the upstream, counted from the patches' also for the prefix.
+  int64_t upstream_at(const RowView& r) const {
+    const AttentionProblem& p = a.problem;
+    if (!p.is_prefix(r.position)) return row_at(r, p.value_dim);
+    const int64_t between = (static_cast<const char*>(a.prefix_upstream) - static_cast<const char*>(a.upstream)) /
+                            dtype_bytes(p.type);
+    return between + (s.batch * p.query_heads + r.head) * p.value_dim;
   }
 };
 
 HEDDLE_INLINE void start_rows(const BackwardUnit& u) {
   const AttentionProblem& p = u.a.problem;
   const Vectors g{u.a.upstream, p.type, 1, p.value_dim}, o{u.a.output, p.type, 1, p.value_dim};
+  const Vectors prefix{u.a.prefix_output, DType::kFloat32, 1, p.value_dim};
   for (int64_t r = 0; r < u.row_count(); ++r) {
     const RowView row = u.view(r);
-    const int64_t at = u.row_at(row, p.value_dim);
+    const bool first = p.is_prefix(row.position);
+    const int64_t at = first ? u.row_at(row, p.value_dim) : p.output_at(u.s, row.position, row.head);
+    const int64_t g_at = u.upstream_at(row);
     vf sum = set1(0.0f);
-    for (int c = 0; c < p.value_dim; c += W) sum = fma(load_lanes(g, at, c), load_lanes(o, at, c), sum);
+    for (int c = 0; c < p.value_dim; c += W) {
+      sum = fma(load_lanes(g, g_at, c), load_lanes(first ? prefix : o, at, c), sum);
+    }
     u.m.delta[r] = reduce_add(sum);
-    u.m.shift[r] = u.a.log_sum_exp[(u.s.batch * p.query_heads + row.head) * p.queries + u.s.query_begin + row.position];
+    u.m.shift[r] = first ? u.a.prefix_lse[p.prefix_at(u.s, p.query_heads, row.head)]
+                         : u.a.log_sum_exp[p.lse_at(u.s, row.position, row.head)];
   }
   for (int64_t i = 0; i < (u.row_count() + kRows) * whole_columns(p.head_dim); ++i) u.m.query_sums[i] = 0.0f;
 }
@@ -175,11 +187,9 @@ HEDDLE_INLINE bool pack_backward_panel(const BackwardUnit& u, int64_t panel_key,
   for (int sub = 0; sub < panel / kSub && panel_key + sub * kSub < u.s.keys; ++sub) {
     int64_t k_at[kSub], v_at[kSub];
     for (int j = 0; j < kSub; ++j) {
-      const int64_t key = panel_key + sub * kSub + j, at = u.s.key_begin + key;
-      k_at[j] = v_at[j] = -1;
-      if (key >= u.s.keys) continue;
-      k_at[j] = u.s.batch * p.key_stride[0] + u.key_head * p.key_stride[2] + at * p.key_stride[1];
-      v_at[j] = u.s.batch * p.value_stride[0] + u.key_head * p.value_stride[2] + at * p.value_stride[1];
+      const int64_t key = panel_key + sub * kSub + j;
+      k_at[j] = key < u.s.keys ? p.key_at(u.s, key, u.key_head) : kNoVector;
+      v_at[j] = key < u.s.keys ? p.value_at(u.s, key, u.key_head) : kNoVector;
     }
     for (int j = 0; j < kSub; j += kColumns) {
       pack_transposed(keys, k_at + j, kColumns, u.m.keys + (sub * kSub + j) * int64_t{p.head_dim}, kColumns);
@@ -196,8 +206,8 @@ HEDDLE_INLINE void pack_rows(const BackwardUnit& u, const RowView* rows, int cou
   const Vectors q{p.query, p.type, p.query_stride[3], p.head_dim}, g{u.a.upstream, p.type, 1, p.value_dim};
   int64_t q_at[kBlockPanel + kRowStride], g_at[kBlockPanel + kRowStride];
   for (int i = 0; i < kBlockPanel + kRowStride; ++i) {
-    q_at[i] = i < count ? u.query_at(rows[i]) : -1;
-    g_at[i] = i < count ? u.row_at(rows[i], p.value_dim) : -1;
+    q_at[i] = i < count ? p.query_at(u.s, rows[i].position, rows[i].head) : kNoVector;
+    g_at[i] = i < count ? u.upstream_at(rows[i]) : kNoVector;
   }
   for (int r = 0; r < count; r += kRows) {
     pack_transposed(q, q_at + r, kRowStride, u.m.query + int64_t{r / kRows} * p.head_dim * kRowStride, kRowStride);
@@ -280,13 +290,22 @@ static bool backward_unit(const AttentionBackwardArgs& a, int64_t sequence, int6
     for (int64_t i = 0; i < int64_t{panel} * vo; ++i) u.m.value_sums[i] = 0.0f;
     for (int64_t r = 0; r < u.row_count(); r += kBlockRows) backward_block(u, r, key, panel, finite, transform);
     for (int64_t j = 0; j < panel && key + j < u.s.keys; ++j) {
-      const int64_t at = (u.s.batch * p.keys + u.s.key_begin + key + j) * p.key_heads + key_head;
-      store_scaled(a.key_grad, p.type, at * p.head_dim, u.m.key_sums + j * qk, p.head_dim, p.scale);
-      store_scaled(a.value_grad, p.type, at * p.value_dim, u.m.value_sums + j * vo, p.value_dim, 1.0f);
+      const bool first = p.is_prefix(key + j);
+      const DType type = first ? DType::kFloat32 : p.type;
+      const int64_t heads = a.heads ? a.heads / p.group() : p.key_heads;
+      const int64_t at = (first ? p.prefix_at(u.s, 1, 0) : p.key_token_at(u.s, key + j)) * heads +
+                         a.first_head / p.group() + key_head;
+      store_scaled(first ? a.prefix_key_grad : a.key_grad, type, at * p.head_dim, u.m.key_sums + j * qk, p.head_dim,
+                   p.scale);
+      store_scaled(first ? a.prefix_value_grad : a.value_grad, type, at * p.value_dim, u.m.value_sums + j * vo,
+                   p.value_dim, 1.0f);
     }
   }
   for (int64_t r = 0; r < u.row_count(); ++r) {
-    store_scaled(a.query_grad, p.type, u.row_at(u.view(r), p.head_dim), u.m.query_sums + r * qk, p.head_dim, p.scale);
+    const RowView row = u.view(r);
+    const bool first = p.is_prefix(row.position);
+    store_scaled(first ? a.prefix_query_grad : a.query_grad, first ? DType::kFloat32 : p.type, u.row_at(row, p.head_dim),
+                 u.m.query_sums + r * qk, p.head_dim, p.scale);
   }
   return true;
 }
@@ -294,7 +313,8 @@ static bool backward_unit(const AttentionBackwardArgs& a, int64_t sequence, int6
 Status attention_backward(const AttentionBackwardArgs& a, const Exec& exec) {
   const AttentionProblem& p = a.problem;
   // Units that add to the same bias gradient stay on one thread, in order.
-  const bool join_batch = a.bias_grad && p.batch > 1 && p.bias_stride[0] == 0;
+  const bool join_batch = a.bias_grad && ((p.batch > 1 && p.bias_stride[0] == 0) ||
+                                          (p.inner > 1 && p.inner_stride.bias == 0));
   const bool join_heads = a.bias_grad && p.key_heads > 1 && p.bias_stride[1] == 0;
   const int64_t sequences = p.sequences(), outer = join_batch ? 1 : sequences, heads = join_heads ? 1 : p.key_heads;
   Failure failure;

@@ -27,6 +27,13 @@ struct AttentionBackwardArgs {
   const float* log_sum_exp = nullptr;                 // [batch, query_heads, queries]
   void *query_grad = nullptr, *key_grad = nullptr, *value_grad = nullptr;  // contiguous, in the type of q
   float* bias_grad = nullptr;                         // contiguous, zeroed, with the strides of the bias
+  int32_t first_head = 0, heads = 0;  // of this problem in upstream and gradients, which have `heads`; 0 = all
+  // Of the prefix: its upstream [batch, query_heads, value_dim] for the sum of its outputs times prefix_weight, its
+  // results, and its gradients [batch, inner, heads, dim].
+  const void* prefix_upstream = nullptr;
+  float prefix_weight = 1.0f;
+  const float *prefix_output = nullptr, *prefix_lse = nullptr;
+  float *prefix_query_grad = nullptr, *prefix_key_grad = nullptr, *prefix_value_grad = nullptr;
 };
 
 // kOk, kCancelled or kNoMemory.

@@ -1,14 +1,12 @@
 // The one place where an attention op meets the instruction set chosen at run time; planning and scratch.
 #include "attention/attention.h"
 #include "attention/attention_backward.h"
-#include "attention/decode_attention.h"
 #include "attention/rotary_embedding.h"
 
 namespace heddle {
 
 HEDDLE_DEFINE_OP(attention_units, AttentionArgs)
 HEDDLE_DEFINE_OP(attention_backward, AttentionBackwardArgs)
-HEDDLE_DEFINE_OP(decode_parts, DecodeAttentionArgs)
 HEDDLE_DEFINE_OP(rotary_embedding, RotaryEmbeddingArgs)
 
 Status attention(const AttentionArgs& args, const Exec& exec) {
@@ -19,30 +17,16 @@ Status attention(const AttentionArgs& args, const Exec& exec) {
   return attention_units(planned, exec);
 }
 
-Status decode_attention(const DecodeAttentionArgs& args, const Exec& exec) {
-  const AttentionProblem& p = args.problem;
-  DecodeAttentionArgs planned = args;
-  AlignedBuffer<int64_t> first(static_cast<size_t>(p.batch) + 1);
-  if (!first) return kNoMemory;
-  first[0] = 0;
-  for (int64_t b = 0; b < p.batch; ++b) first[b + 1] = first[b] + (args.lengths[b] + kDecodePart - 1) / kDecodePart;
-  planned.first_part = first.data();
-  planned.partial_floats = p.queries * p.group() * decode_row_floats(p);
-  AlignedBuffer<float> partial(static_cast<size_t>(first[p.batch] * p.key_heads * planned.partial_floats));
-  if (!partial) return kNoMemory;
-  planned.partial = partial.data();
-  return decode_parts(planned, exec);
-}
-
 void Failure::set() { failed_.store(1, std::memory_order_relaxed); }
 bool Failure::get() const { return failed_.load(std::memory_order_relaxed) != 0; }
 
 void* attention_scratch(int64_t bytes) { return Workspace::local().get(static_cast<size_t>(bytes)); }
 
 Sequence sequence_of(const AttentionProblem& p, int64_t index) {
-  if (!p.query_offsets) return {index, 0, p.queries, 0, p.keys};
+  if (!p.query_offsets) return {index / p.inner, 0, p.queries, 0, p.keys, index % p.inner};
   const int64_t q = p.query_offsets[index], k = p.key_offsets[index];
-  return {0, q, p.query_offsets[index + 1] - q, k, p.key_offsets[index + 1] - k};
+  const int64_t batch = p.batch_segments ? index / p.batch_segments : 0;
+  return {batch, q, p.query_offsets[index + 1] - q, k, p.key_offsets[index + 1] - k};
 }
 
 bool make_plan(const AttentionProblem& p, int threads, AttentionPlan* plan) {

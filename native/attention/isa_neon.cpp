@@ -2,6 +2,8 @@
 #include "attention/attention.h"
 #include "attention/attention_backward.h"
 #include "attention/decode_attention.h"
+#include "attention/part.h"
+#include "attention/stream_attention.h"
 #include "attention/rotary_embedding.h"
 #include "simd/simd.h"
 
@@ -23,7 +25,13 @@
 
 #include "attention/attention_backward-inl.h"
 
+#include "attention/part-inl.h"
+
+#include "attention/part_dot-inl.h"
+
 #include "attention/decode_attention-inl.h"
+
+#include "attention/stream_attention-inl.h"
 
 #include "attention/rotary_embedding-inl.h"
 

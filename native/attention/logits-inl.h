@@ -8,6 +8,10 @@ struct KeyRange {
   int64_t lo, hi;
 };
 HEDDLE_INLINE KeyRange key_range(const AttentionProblem& p, const Sequence& s, int64_t i) {
+  if (p.step > 1) {  // keys == queries
+    const int64_t at = i / p.step * p.step, left = p.left * p.step, right = (p.right + 1) * p.step;
+    return {left < 0 || left > at ? 0 : at - left, right <= 0 || at + right > s.keys ? s.keys : at + right};
+  }
   const int64_t diagonal = i + s.keys - s.queries;
   int64_t lo = p.left < 0 || diagonal < p.left ? 0 : diagonal - p.left;
   int64_t hi = p.right < 0 || diagonal + p.right + 1 > s.keys ? s.keys : diagonal + p.right + 1;
@@ -70,7 +74,8 @@ HEDDLE_INLINE vm visible_lanes(const AttentionProblem& p, const Sequence& s, con
     if (id >= 0) seen = mask_or(seen, mask_and(eqi(ids, set1i(id)), first_n(n < W ? n : W)));
   }
   if (p.mask) {
-    const uint8_t* m = p.mask + s.batch * p.mask_stride[0] + row.head * p.mask_stride[1] + query * p.mask_stride[2];
+    const uint8_t* m = p.mask + s.batch * p.mask_stride[0] + s.inner * p.inner_stride.mask +
+                       row.head * p.mask_stride[1] + query * p.mask_stride[2];
     seen = mask_and(seen, nonzero(load_bytes(m + at, n)));
   }
   if (p.block_mask) {
@@ -99,9 +104,7 @@ HEDDLE_INLINE vf logit_lanes(const AttentionProblem& p, const Sequence& s, const
     *slope = set1(1.0f);
   }
   if (p.bias) {
-    const int64_t at = s.batch * p.bias_stride[0] + row.head * p.bias_stride[1] +
-                       (s.query_begin + row.position) * p.bias_stride[2] + s.key_begin + key;
-    z = add(z, load_float(p.bias, p.bias_type, at, n));
+    z = add(z, load_float(p.bias, p.bias_type, p.bias_at(s, row.position, row.head, key), n));
   }
   if (p.alibi) {
     const int64_t distance = key - (row.position + s.keys - s.queries);

@@ -2,10 +2,10 @@
 
 HEDDLE_INLINE int whole_columns(int value_dim) { return (value_dim + kColumns - 1) / kColumns * kColumns; }
 
-alignas(64) static const float kZeros[512] = {};  // the vector at a negative index, in every type
+alignas(64) static const float kZeros[512] = {};  // the vector at kNoVector, in every type
 
 HEDDLE_INLINE const void* row_address(const Vectors& x, int64_t at) {
-  return at < 0 ? static_cast<const void*>(kZeros) : static_cast<const char*>(x.data) + at * dtype_bytes(x.type);
+  return at == kNoVector ? static_cast<const void*>(kZeros) : static_cast<const char*>(x.data) + at * dtype_bytes(x.type);
 }
 
 template <DType T>
@@ -36,7 +36,7 @@ HEDDLE_INLINE void pack_transposed(const Vectors& x, const int64_t* at, int coun
   if (x.element_stride != 1) {
     for (int r = 0; r < count; ++r) {
       for (int d = 0; d < x.dim; ++d) {
-        out[int64_t{d} * stride + r] = at[r] < 0 ? 0.0f : read_float(x.data, x.type, at[r] + d * x.element_stride);
+        out[int64_t{d} * stride + r] = at[r] == kNoVector ? 0.0f : read_float(x.data, x.type, at[r] + d * x.element_stride);
       }
     }
   } else if (x.type == DType::kFloat32) {

@@ -59,9 +59,12 @@ struct Vectors {
   int dim;
 };
 
-// Elements [d, d + W) of the vector at `at`, zeros beyond its end; a negative `at` is a vector of zeros.
+// The index of a vector of zeros. (A prefix may lie before the tensor, at a negative index.)
+constexpr int64_t kNoVector = INT64_MIN;
+
+// Elements [d, d + W) of the vector at `at`, zeros beyond its end.
 HEDDLE_INLINE vf load_lanes(const Vectors& x, int64_t at, int d) {
-  if (at < 0) return set1(0.0f);
+  if (at == kNoVector) return set1(0.0f);
   const int n = x.dim - d;
   if (x.element_stride == 1) return load_float(x.data, x.type, at + d, n);
   float t[W] = {};

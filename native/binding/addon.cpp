@@ -88,10 +88,12 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("getIsa", Napi::Function::New(env, get_isa));
   exports.Set("setIsa", Napi::Function::New(env, set_isa));
   register_bench(env, exports);
+  register_nn(env, exports);
   register_moe(env, exports);
   register_experts(env, exports);
   register_attention(env, exports);
   register_privacy(env, exports);
+  register_training(env, exports);
   register_cuda(env, exports);
   return exports;
 }

@@ -3,18 +3,21 @@
 
 #include "attention/attention_backward.h"
 #include "attention/decode_attention.h"
+#include "attention/factorized_attention.h"
 #include "attention/rotary_embedding.h"
+#include "attention/stream_attention.h"
 
 #include "binding/addon.h"
 #include "binding/call.h"
 #include "binding/cuda.h"
+#include "core/huge.h"
 
 namespace heddle::binding {
 namespace {
 
 AttentionProblem attention_problem(Call& call) {
   AttentionProblem p;
-  const double* n = call.array<double>();
+  const double* n = call.host_array<double>();
   auto integer = [&] { return static_cast<int64_t>(*n++); };
   auto integers = [&](int64_t* to, int count) {
     for (int i = 0; i < count; ++i) to[i] = integer();
@@ -43,19 +46,20 @@ AttentionProblem attention_problem(Call& call) {
   p.uniform_empty = integer() != 0;
   p.segments = integer();
   p.type = call.dtype();
-  p.query = call.array<void>();
-  p.key = call.array<void>();
-  p.value = call.array<void>();
-  p.bias = call.array<void>();
+  p.query = call.array<const void>();
+  p.key = call.array<const void>();
+  p.value = call.array<const void>();
+  p.bias = call.array<const void>();
   p.bias_type = call.dtype();
-  p.alibi = call.array<float>();
-  p.sinks = call.array<float>();
-  p.mask = call.array<uint8_t>();
-  p.block_mask = call.array<uint8_t>();
-  p.query_ids = call.array<int32_t>();
-  p.key_ids = call.array<int32_t>();
-  p.query_offsets = call.array<int32_t>();
-  p.key_offsets = call.array<int32_t>();
+  p.alibi = call.array<const float>();
+  p.sinks = call.array<const float>();
+  p.mask = call.array<const uint8_t>();
+  p.block_mask = call.array<const uint8_t>();
+  p.query_ids = call.array<const int32_t>();
+  p.key_ids = call.array<const int32_t>();
+  p.query_offsets = call.array<const int32_t>();
+  p.key_offsets = call.array<const int32_t>();
+  p.set_contiguous_results();
   return p;
 }
 
@@ -72,9 +76,9 @@ Napi::Value attention_backward_call(const Napi::CallbackInfo& info) {
   Call call(info);
   AttentionBackwardArgs a;
   a.problem = attention_problem(call);
-  a.upstream = call.array<void>();
-  a.output = call.array<void>();
-  a.log_sum_exp = call.array<float>();
+  a.upstream = call.array<const void>();
+  a.output = call.array<const void>();
+  a.log_sum_exp = call.array<const float>();
   a.query_grad = call.array<void>();
   a.key_grad = call.array<void>();
   a.value_grad = call.array<void>();
@@ -86,7 +90,7 @@ Napi::Value decode_attention_call(const Napi::CallbackInfo& info) {
   Call call(info);
   DecodeAttentionArgs a;
   a.problem = attention_problem(call);
-  a.cache_type = call.dtype();
+  a.cache_type = static_cast<CacheType>(call.integer());
   a.keys = call.array<void>();
   a.values = call.array<void>();
   a.key_scales = call.array<float>();
@@ -94,10 +98,34 @@ Napi::Value decode_attention_call(const Napi::CallbackInfo& info) {
   a.page_size = call.integer();
   a.table = call.array<int32_t>();
   a.table_stride = call.integer();
+  a.starts = call.array<int32_t>();
   a.lengths = call.array<int32_t>();
   a.output = call.array<void>();
   a.log_sum_exp = call.array<float>();
   return call.submit(std::move(a), decode_attention);
+}
+
+Napi::Value stream_attention_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  StreamAttentionArgs a;
+  a.problem = attention_problem(call);
+  a.block_type = call.dtype();
+  a.keys = call.array<void>();
+  a.values = call.array<void>();
+  a.key_scales = call.array<float>();
+  a.value_scales = call.array<float>();
+  a.tokens = call.integer();
+  a.offset = call.integer();
+  a.total_keys = call.integer();
+  a.state = call.array<double>();
+  a.want_best = call.boolean();
+  return call.submit(std::move(a), stream_attention);
+}
+
+// Large typed arrays that nothing has written yet get 2 MiB pages where the system has them.
+void advise_huge_pages(const Napi::CallbackInfo& info) {
+  const Napi::TypedArray x = info[0].As<Napi::TypedArray>();
+  HugeBuffer::advise(static_cast<char*>(x.ArrayBuffer().Data()) + x.ByteOffset(), x.ByteLength());
 }
 
 Napi::Value rotary_embedding_call(const Napi::CallbackInfo& info) {
@@ -123,15 +151,100 @@ Napi::Value rotary_embedding_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), rotary_embedding);
 }
 
+// In the order of lib/attention/factorizedLayout.ts.
+FactorizedProblem factorized_problem(Call& call) {
+  FactorizedProblem f;
+  const double* n = call.array<double>();
+  auto integer = [&] { return static_cast<int64_t>(*n++); };
+  auto integers = [&](int64_t* to, int count) {
+    for (int i = 0; i < count; ++i) to[i] = integer();
+  };
+  f.axis = static_cast<Axis>(integer());
+  f.batch = integer();
+  f.frames = integer();
+  f.patches = integer();
+  f.query_heads = static_cast<int32_t>(integer());
+  f.key_heads = static_cast<int32_t>(integer());
+  f.head_dim = static_cast<int32_t>(integer());
+  f.value_dim = static_cast<int32_t>(integer());
+  integers(f.query_stride, 5);
+  integers(f.key_stride, 5);
+  integers(f.value_stride, 5);
+  integers(f.output_stride, 5);
+  integers(f.class_query_stride, 2);
+  integers(f.class_key_stride, 2);
+  integers(f.class_value_stride, 2);
+  integers(f.class_output_stride, 2);
+  integers(f.bias_stride, 4);
+  integers(f.mask_stride, 4);
+  f.left = integer();
+  f.right = integer();
+  f.scale = static_cast<float>(*n++);
+  f.softcap = static_cast<float>(*n++);
+  f.uniform_empty = integer() != 0;
+  f.tokens = integer();
+  f.lse_batch = integer();
+  f.lse_head = integer();
+  f.type = call.dtype();
+  f.query = call.array<void>();
+  f.key = call.array<void>();
+  f.value = call.array<void>();
+  f.class_query = call.array<void>();
+  f.class_key = call.array<void>();
+  f.class_value = call.array<void>();
+  f.bias = call.array<void>();
+  f.bias_type = call.dtype();
+  f.alibi = call.array<float>();
+  f.sinks = call.array<float>();
+  f.mask = call.array<uint8_t>();
+  f.batch_offsets = call.array<int32_t>();
+  f.frame_offsets = call.array<int32_t>();
+  f.patch_offsets = call.array<int32_t>();
+  f.order = call.array<int32_t>();
+  return f;
+}
+
+Napi::Value factorized_attention_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  FactorizedAttentionArgs a;
+  a.problem = factorized_problem(call);
+  a.output = call.array<void>();
+  a.log_sum_exp = call.array<float>();
+  a.class_output = call.array<void>();
+  return call.submit(std::move(a), factorized_attention);
+}
+
+Napi::Value factorized_attention_backward_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  FactorizedAttentionBackwardArgs a;
+  a.problem = factorized_problem(call);
+  a.upstream = call.array<void>();
+  a.output = call.array<void>();
+  a.log_sum_exp = call.array<float>();
+  a.class_upstream = call.array<void>();
+  a.query_grad = call.array<void>();
+  a.key_grad = call.array<void>();
+  a.value_grad = call.array<void>();
+  a.bias_grad = call.array<float>();
+  a.class_query_grad = call.array<void>();
+  a.class_key_grad = call.array<void>();
+  a.class_value_grad = call.array<void>();
+  return call.submit(std::move(a), factorized_attention_backward);
+}
+
 }  // namespace
 
 void register_attention(Napi::Env env, Napi::Object exports) {
   exports.Set("attention", Napi::Function::New(env, attention_call));
   exports.Set("decodeAttention", Napi::Function::New(env, decode_attention_call));
+  exports.Set("streamAttention", Napi::Function::New(env, stream_attention_call));
+  exports.Set("adviseHugePages", Napi::Function::New(env, advise_huge_pages));
   exports.Set("rotaryEmbedding", Napi::Function::New(env, rotary_embedding_call));
   exports.Set("attentionBackward", Napi::Function::New(env, attention_backward_call));
+  exports.Set("factorizedAttention", Napi::Function::New(env, factorized_attention_call));
+  exports.Set("factorizedAttentionBackward", Napi::Function::New(env, factorized_attention_backward_call));
 }
 
-void register_cuda_attention(CudaExports&) {}
+void register_cuda_attention(CudaExports& ops) { ops.add("attention", attention_call, "heddle_cuda_attention"); }
 
 }  // namespace heddle::binding

@@ -101,6 +101,11 @@ class Call {
     napi_value v = info_[index_++];
     return static_cast<T*>(pointer_of(v, std::is_const_v<T>));
   }
+  // The same, always on the host: parameters that the binding itself reads.
+  template <class T>
+  const T* host_array() {
+    return static_cast<const T*>(data_of(info_[index_++], nullptr));
+  }
   // Data pointers of an array of typed arrays (null entries stay nullptr).
   template <class T>
   std::vector<T*> arrays() {

@@ -2,6 +2,7 @@
 //
 // A handle is an External holding a shared_ptr: a running job holds the object too, so dispose() while a forward
 // runs frees the memory when that forward ends. The garbage collector is the backstop, and is told the size.
+#include "attention/patch_embed.h"
 #include "binding/addon.h"
 #include "binding/call.h"
 #include "binding/cuda.h"
@@ -222,6 +223,35 @@ Napi::Value linear_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), linear);
 }
 
+Napi::Value patch_embed_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  PatchEmbedArgs a;
+  a.weight = call.handle<Handle<PackedMatrix>>()->object;
+  const double* n = call.array<double>();  // the numbers of lib/attention/patchEmbed.ts, in its order
+  auto integer = [&] { return static_cast<int64_t>(*n++); };
+  a.batch = integer();
+  a.channels = integer();
+  a.batch_stride = integer();
+  a.channel_stride = integer();
+  for (int64_t* three : {a.pixel_stride, a.grid, a.size, a.step}) {
+    for (int i = 0; i < 3; ++i) three[i] = integer();
+  }
+  a.start = integer();
+  a.channels_last = integer() != 0;
+  a.out_rows = integer();
+  a.out_first = integer();
+  a.video = call.array<void>();
+  a.type = call.dtype();
+  a.scale = call.array<float>();
+  a.shift = call.array<float>();
+  a.indices = call.array<int32_t>();
+  a.batch_offsets = call.array<int32_t>();
+  a.bias = call.array<float>();
+  a.out = call.array<void>();
+  a.out_type = call.dtype();
+  return call.submit(std::move(a), patch_embed);
+}
+
 }  // namespace
 
 void register_experts(Napi::Env env, Napi::Object exports) {
@@ -237,6 +267,7 @@ void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("createMatrix", Napi::Function::New(env, create_matrix));
   exports.Set("packMatrix", Napi::Function::New(env, pack_matrix_call));
   exports.Set("linear", Napi::Function::New(env, linear_call));
+  exports.Set("patchEmbed", Napi::Function::New(env, patch_embed_call));
   exports.Set("accountMatrix", Napi::Function::New(env, account<PackedMatrix>));
   exports.Set("releaseMatrix", Napi::Function::New(env, release<PackedMatrix>));
 }

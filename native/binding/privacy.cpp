@@ -4,8 +4,12 @@
 #include "binding/cuda.h"
 #include "privacy/clipped_gradients.h"
 #include "privacy/convolution.h"
+#include "privacy/discrete_noise.h"
+#include "privacy/experts.h"
 #include "privacy/gaussian_noise.h"
+#include "privacy/lora.h"
 #include "privacy/per_sample_squared_norms.h"
+#include "privacy/tied_embedding.h"
 
 namespace heddle::binding {
 namespace {
@@ -34,7 +38,7 @@ Napi::Value norms(const Napi::CallbackInfo& info) {
   Call call(info);
   NormsArgs a;
   a.layer = row_layer(call);
-  a.ghost = call.boolean();
+  a.method = static_cast<NormMethod>(call.integer());
   a.out = call.array<float>();
   return call.submit(std::move(a), kernel);
 }
@@ -61,6 +65,7 @@ ConvLayer conv_layer(Call& call) {
   l.input_type = call.dtype();
   l.grad_outputs = call.array<void>();
   l.grad_type = call.dtype();
+  l.mask = call.array<uint8_t>();
   l.bias = call.boolean();
   return l;
 }
@@ -69,7 +74,7 @@ Napi::Value conv_norms_call(const Napi::CallbackInfo& info) {
   Call call(info);
   ConvNormsArgs a;
   a.layer = conv_layer(call);
-  a.ghost = call.boolean();
+  a.method = static_cast<NormMethod>(call.integer());
   a.out = call.array<float>();
   return call.submit(std::move(a), conv_squared_norms);
 }
@@ -84,6 +89,104 @@ Napi::Value conv_clipped_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), conv_clipped_gradients);
 }
 
+RowSource row_source(Call& call, int64_t stride) {
+  RowSource s;
+  s.data = call.array<void>();
+  s.type = call.dtype();
+  s.stride = stride;
+  return s;
+}
+
+LoraLayer lora_layer(Call& call) {
+  LoraLayer l;
+  l.rows = row_layer(call);
+  l.rank = call.integer();
+  l.a = row_source(call, l.rows.input_count);
+  l.b = row_source(call, l.rank);
+  l.scale = static_cast<float>(call.number());
+  return l;
+}
+
+Napi::Value lora_norms_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  LoraNormsArgs a;
+  a.layer = lora_layer(call);
+  a.method = static_cast<NormMethod>(call.integer());
+  a.out = call.array<float>();
+  return call.submit(std::move(a), lora_squared_norms);
+}
+
+Napi::Value lora_clipped_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  LoraClippedArgs a;
+  a.layer = lora_layer(call);
+  a.factors = call.array<float>();
+  a.a = call.array<float>();
+  a.b = call.array<float>();
+  return call.submit(std::move(a), lora_clipped_gradients);
+}
+
+TiedLayer tied_layer(Call& call) {
+  TiedLayer l;
+  l.samples = call.integer();
+  l.positions = call.integer();
+  l.width = call.integer();
+  l.vocabulary = call.integer();
+  l.indices = call.array<int32_t>();
+  l.padding_index = call.integer();
+  l.mask = call.array<uint8_t>();
+  l.grad_embeddings = row_source(call, l.width);
+  l.hidden = row_source(call, l.width);
+  l.grad_logits = row_source(call, l.vocabulary);
+  return l;
+}
+
+Napi::Value tied_norms_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  TiedNormsArgs a;
+  a.layer = tied_layer(call);
+  a.method = static_cast<NormMethod>(call.integer());
+  a.out = call.array<float>();
+  return call.submit(std::move(a), tied_squared_norms);
+}
+
+Napi::Value tied_clipped_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  TiedClippedArgs a;
+  a.layer = tied_layer(call);
+  a.factors = call.array<float>();
+  a.weight = call.array<float>();
+  return call.submit(std::move(a), tied_clipped_gradients);
+}
+
+ExpertsLayer experts_layer(Call& call) {
+  ExpertsLayer l;
+  l.rows = row_layer(call);
+  l.sample_of = call.array<int32_t>();
+  l.expert_of = call.array<int32_t>();
+  l.experts = call.integer();
+  return l;
+}
+
+Napi::Value experts_norms_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  ExpertsNormsArgs a;
+  a.layer = experts_layer(call);
+  a.method = static_cast<NormMethod>(call.integer());
+  a.out = call.array<float>();
+  return call.submit(std::move(a), experts_squared_norms);
+}
+
+Napi::Value experts_clipped_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  ExpertsClippedArgs a;
+  a.layer = experts_layer(call);
+  a.factors = call.array<float>();
+  a.weight = call.array<float>();
+  a.bias = call.array<float>();
+  return call.submit(std::move(a), experts_clipped_gradients);
+}
+
 Napi::Value gaussian_noise_call(const Napi::CallbackInfo& info) {
   Call call(info);
   GaussianNoiseArgs a;
@@ -95,6 +198,20 @@ Napi::Value gaussian_noise_call(const Napi::CallbackInfo& info) {
   a.add = call.boolean();
   a.out = call.array<float>();
   return call.submit(std::move(a), gaussian_noise);
+}
+
+Napi::Value discrete_noise_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  DiscreteNoiseArgs a;
+  a.key = call.array<uint32_t>();
+  a.step = call.integer();
+  a.offset = call.integer();
+  a.count = call.integer();
+  a.sigma = call.integer();
+  a.granularity = call.number();
+  a.add = call.boolean();
+  a.out = call.array<float>();
+  return call.submit(std::move(a), discrete_noise);
 }
 
 Napi::Value chacha20_blocks_call(const Napi::CallbackInfo& info) {
@@ -124,7 +241,14 @@ void register_privacy(Napi::Env env, Napi::Object exports) {
   add("channelClippedGradients", clipped<channel_clipped_gradients>);
   add("convSquaredNorms", conv_norms_call);
   add("convClippedGradients", conv_clipped_call);
+  add("loraSquaredNorms", lora_norms_call);
+  add("loraClippedGradients", lora_clipped_call);
+  add("tiedEmbeddingSquaredNorms", tied_norms_call);
+  add("tiedEmbeddingClippedGradients", tied_clipped_call);
+  add("expertsSquaredNorms", experts_norms_call);
+  add("expertsClippedGradients", experts_clipped_call);
   add("gaussianNoise", gaussian_noise_call);
+  add("discreteNoise", discrete_noise_call);
   add("chacha20Blocks", chacha20_blocks_call);
 }
 

@@ -3,6 +3,13 @@
 #include <cstdint>
 #include <cstring>
 
+// Small functions that kernels on the device call as well.
+#if defined(__CUDACC__)
+#define HEDDLE_BOTH __host__ __device__
+#else
+#define HEDDLE_BOTH
+#endif
+
 namespace heddle {
 
 enum class DType : int32_t {

@@ -51,6 +51,16 @@ class HugeBuffer {
     if (data_) aligned_free_bytes(data_);
     data_ = nullptr, bytes_ = 0;
   }
+  // Asks for 2 MiB pages in memory that something else has allocated and nothing has touched.
+  static void advise(void* data, size_t bytes) {
+#if defined(__linux__)
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHuge * kHuge;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)data, (void)bytes;
+#endif
+  }
   size_t size() const { return bytes_; }
   explicit operator bool() const { return data_ != nullptr; }
   template <class T>

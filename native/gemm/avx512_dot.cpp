@@ -29,20 +29,7 @@ HEDDLE_INLINE void dot_u8s8(__m512i& acc, __m512i u, __m512i s) { acc = _mm512_d
 HEDDLE_INLINE void dot_bf16(__m512& acc, __m512i a, __m512i b) { acc = _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
 #endif
 
-// As in tile-inl.h.
-constexpr int64_t kNear = 1024, kFar = 8192;
-
-template <int MR>
-HEDDLE_INLINE void prefetch_step(const TileCall& t, const char* b, int64_t step) {
-  HEDDLE_PREFETCH_L2(b + step * kStepBytes + kFar);
-  HEDDLE_PREFETCH_L2(b + step * kStepBytes + kFar + 64);
-  HEDDLE_PREFETCH(b + step * kStepBytes + kNear);
-  HEDDLE_PREFETCH(b + step * kStepBytes + kNear + 64);
-  if (MR > 4 && t.prefetch) {
-    HEDDLE_PREFETCH_L2(t.prefetch + step * t.prefetch_stride);
-    if (t.prefetch_stride > 64) HEDDLE_PREFETCH_L2(t.prefetch + step * t.prefetch_stride + 64);
-  }
-}
+#include "gemm/kernels-inl.h"
 
 HEDDLE_INLINE __m512i widen_bytes(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -59,7 +46,7 @@ void tile_bf16(const TileCall& t) {
     acc[m][1] = t.accumulate ? _mm512_loadu_ps(t.c + m * kPanel + 16) : _mm512_setzero_ps();
   }
   for (int64_t s = 0; s < t.steps; ++s) {
-    prefetch_step<MR>(t, b, s);
+    if ((s & 1) == 0) prefetch_steps<2>(t, b, s);
     const __m512i b0 = _mm512_loadu_si512(b + s * kStepBytes), b1 = _mm512_loadu_si512(b + s * kStepBytes + 64);
     HEDDLE_UNROLL(16)
     for (int m = 0; m < MR; ++m) {
@@ -83,7 +70,7 @@ void tile_int8(const TileCall& t) {
   HEDDLE_UNROLL(16)
   for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm512_setzero_si512();
   for (int64_t s = 0; s < t.steps; ++s) {
-    prefetch_step<MR>(t, b, s);
+    if ((s & 1) == 0) prefetch_steps<2>(t, b, s);
     const __m512i b0 = _mm512_loadu_si512(b + s * kStepBytes), b1 = _mm512_loadu_si512(b + s * kStepBytes + 64);
     HEDDLE_UNROLL(16)
     for (int m = 0; m < MR; ++m) {
@@ -135,7 +122,7 @@ void tile_4bit(const TileCall& t) {
       for (int m = 0; m < MR; ++m) acc[m][0] = acc[m][1] = _mm512_set1_epi32(-kOffset * t.a_sum[g * MR + m]);
     }
     for (int64_t s = s0; s < s1; ++s) {
-      prefetch_step<MR>(t, b, s);
+      if ((s & 1) == 0) prefetch_steps<2>(t, b, s);
       const __m512i w0 = _mm512_loadu_si512(b + s * kStepBytes), w1 = _mm512_loadu_si512(b + s * kStepBytes + 64);
       __m512i l0 = _mm512_and_si512(w0, low), l1 = _mm512_and_si512(w1, low);
       __m512i h0 = _mm512_and_si512(_mm512_srli_epi16(w0, 4), low), h1 = _mm512_and_si512(_mm512_srli_epi16(w1, 4), low);
@@ -159,10 +146,10 @@ void tile_4bit(const TileCall& t) {
     HEDDLE_UNROLL(2)
     for (int h = 0; h < 2; ++h) {
       __m512 scale;
-      if (kTable) {  // 2^(e - 127) / 2; e = 0 and 1 need subnormals, which the product below never resolves: 0
-        const __m512i e = widen_bytes(t.b_exponent + g * kPanel + 16 * h);
-        const __m512i wide = _mm512_max_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), _mm512_setzero_si512());
-        scale = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 23));
+      if (kTable) {  // 2^(e - 127) / 2: the exponent's bits, or for e = 0 and 1 a subnormal
+        const __m512i e = widen_bytes(t.b_exponent + g * kPanel + 16 * h), one = _mm512_set1_epi32(1);
+        const __m512i tiny = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), _mm512_min_epi32(e, one));
+        scale = _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32(_mm512_sub_epi32(e, one), 23), tiny));
       } else {
         scale = _mm512_loadu_ps(t.b_scale + g * kPanel + 16 * h);
       }
@@ -179,13 +166,6 @@ void tile_4bit(const TileCall& t) {
 constexpr int kTileRows = 14;
 constexpr int kTileRows4Bit = 12;  // four unpacked vectors besides the accumulators
 
-template <template <int> class Kernel, int MR>
-HEDDLE_INLINE void fill(TileKernels& k) {
-  if constexpr (MR > 0) {
-    k.tile[MR] = Kernel<MR>::run;
-    fill<Kernel, MR - 1>(k);
-  }
-}
 template <int MR>
 struct Bf16 {
   static void run(const TileCall& t) { tile_bf16<MR>(t); }
@@ -203,19 +183,11 @@ struct Mxfp4 {
   static void run(const TileCall& t) { tile_4bit<MR, true>(t); }
 };
 
-template <template <int> class Kernel, int MR>
-HEDDLE_INLINE TileKernels make() {
-  TileKernels t;
-  t.max_rows = MR;
-  fill<Kernel, MR>(t);
-  return t;
-}
-
 const TileKernels& dot_kernels(PackType type) {
-  static const TileKernels bf16 = make<Bf16, kTileRows>();
-  static const TileKernels int8 = make<Int8, kTileRows>();
-  static const TileKernels int4 = make<Int4, kTileRows4Bit>();
-  static const TileKernels mxfp4 = make<Mxfp4, kTileRows4Bit>();
+  static const TileKernels bf16 = make_kernels<Bf16, kTileRows>();
+  static const TileKernels int8 = make_kernels<Int8, kTileRows>();
+  static const TileKernels int4 = make_kernels<Int4, kTileRows4Bit>();
+  static const TileKernels mxfp4 = make_kernels<Mxfp4, kTileRows4Bit>();
   switch (type) {
     case PackType::kInt8: return int8;
     case PackType::kInt4: return int4;

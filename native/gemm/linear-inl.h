@@ -11,6 +11,7 @@ HEDDLE_INLINE vf linear_activation(LinearActivation a, vf v) {
       const vf r = max(set1(0.0f), v);
       return mul(r, r);
     }
+    case LinearActivation::kTanh: return tanh(v);
     default: return v;
   }
 }

@@ -2,15 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <vector>
+
+#include "gemm/panel.h"
 
 namespace heddle {
-
-namespace {
-
-// Tiles of one task: their operands stay in L2 while the panels pass.
-constexpr int64_t kTilesPerBlock = 16;
-
-}  // namespace
 
 Status linear(const LinearArgs& a, const Exec& exec) {
   const PackedMatrix& w = *a.weight;
@@ -21,7 +17,16 @@ Status linear(const LinearArgs& a, const Exec& exec) {
   const int64_t row_bytes = operand_row_bytes(kind, w);
   const int64_t padded = w.steps * pack_unit(w.type);
   const int64_t tiles = (a.rows + kernels.max_rows - 1) / kernels.max_rows;
-  auto first_row = [&](int64_t i) { return a.rows * i / tiles; };
+  std::vector<RowTile> rows_of;
+  try {
+    rows_of.resize(static_cast<size_t>(tiles));
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  }
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t from = a.rows * i / tiles;
+    rows_of[static_cast<size_t>(i)] = {from, static_cast<int32_t>(a.rows * (i + 1) / tiles - from)};
+  }
   HugeBuffer operands;
   if (!operands.reset(static_cast<size_t>(a.rows * row_bytes))) return kNoMemory;
   std::atomic<bool> failed{false};
@@ -30,30 +35,30 @@ Status linear(const LinearArgs& a, const Exec& exec) {
     auto* rows = static_cast<float*>(Workspace::local().get(static_cast<size_t>(kMaxTileRows * padded) * sizeof(float)));
     if (!rows) return failed.store(true);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t from = first_row(i);
-      stages.pack(a.x, a.type, from, static_cast<int>(first_row(i + 1) - from), w, kind, rows,
-                  operands.as<char>() + from * row_bytes);
+      const RowTile& t = rows_of[static_cast<size_t>(i)];
+      stages.pack(a.x, a.type, t.begin, t.rows, w, kind, rows, operands.as<char>() + t.begin * row_bytes);
     }
   });
   if (failed.load()) return kNoMemory;
   if (!done) return kCancelled;
 
-  const int64_t blocks = (tiles + kTilesPerBlock - 1) / kTilesPerBlock;
-  const int64_t work = w.steps * kStepBytes * std::min(tiles, kTilesPerBlock);
-  done = parallel_for(exec, blocks * w.panels, 1 + 65536 / (work + 1), [&](int64_t begin, int64_t end) {
-    alignas(64) float c[kMaxTileRows * kPanel];
+  // A task: one panel for the tiles whose rows pass together.
+  const int64_t together = kGroupRows / kernels.max_rows;
+  const int64_t groups = (tiles + together - 1) / together;
+  const int64_t bytes = w.steps * kStepBytes;
+  const int64_t grain = 1 + 65536 / (bytes * std::min(tiles, together) + 1);
+  done = parallel_for(exec, groups * w.panels, grain, [&](int64_t begin, int64_t end) {
+    alignas(64) float c[kGroupRows * kPanel];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t p = i % w.panels;
-      const int64_t t0 = i / w.panels * kTilesPerBlock, t1 = std::min(tiles, t0 + kTilesPerBlock);
-      for (int64_t tile = t0; tile < t1; ++tile) {
-        const int64_t from = first_row(tile);
-        const int rows = static_cast<int>(first_row(tile + 1) - from);
-        TileCall t;
-        fill_tile(t, kind, w, p, operands.as<char>() + from * row_bytes, rows);
-        t.c = c;
-        kernels.tile[rows](t);
-        stages.finish(a, from, rows, p, c);
-      }
+      const int64_t t0 = tiles * (i / w.panels) / groups, t1 = tiles * (i / w.panels + 1) / groups;
+      const RowTile* first = rows_of.data() + t0;
+      const PanelProduct q = {&w, &kernels, kind, first, t1 - t0, operands.as<char>() + first->begin * row_bytes, row_bytes, 0, w.steps};
+      // Behind the run of panels of this task the other threads take theirs.
+      const int64_t last = std::min(end - i, w.panels - p), next = (p + last + grain * (exec.threads - 1)) % w.panels;
+      multiply_panel(q, p, w.panel(p) + last * bytes, w.panel(next), c, [&](const RowTile& t, const float* out) {
+        stages.finish(a, t.begin, t.rows, p, out);
+      });
     }
   });
   return done ? kOk : kCancelled;

@@ -7,7 +7,7 @@
 
 namespace heddle {
 
-enum class LinearActivation : int32_t { kNone = 0, kSiLU, kGeluTanh, kGeluErf, kRelu, kReluSquared, kSigmoid };
+enum class LinearActivation : int32_t { kNone = 0, kSiLU, kGeluTanh, kGeluErf, kRelu, kReluSquared, kSigmoid, kTanh };
 
 struct LinearArgs {
   std::shared_ptr<PackedMatrix> weight;

@@ -1,6 +1,8 @@
 // Integer tiles on sdot (4 k, 4 columns) or, with kMatrix, smmla (8 k, 2 rows x 2 columns). See neon_dot.cpp.
 // Integer sums are exact, so both give the same bits.
 
+#include "gemm/kernels-inl.h"
+
 struct Quads {
   int8x16_t low, high;  // 4 columns each: k 0..3 and k 4..7
 };
@@ -24,9 +26,9 @@ HEDDLE_INLINE Quads load_quads(const char* b, bool pair) {
 template <PackType type>
 HEDDLE_INLINE float32x4_t column_scale(const TileCall& t, int64_t at) {
   if (type != PackType::kMxfp4) return vld1q_f32(t.b_scale + at);
-  uint32_t e[4];  // 2^(e - 127) / 2; e = 0 and 1 need subnormals, which the product never resolves: 0
-  for (int i = 0; i < 4; ++i) e[i] = t.b_exponent[at + i] > 1 ? (t.b_exponent[at + i] - 1u) << 23 : 0u;
-  return vreinterpretq_f32_u32(vld1q_u32(e));
+  int32_t e[4];
+  for (int i = 0; i < 4; ++i) e[i] = e8m0_half(t.b_exponent[at + i]);
+  return vreinterpretq_f32_s32(vld1q_s32(e));
 }
 
 template <int MR, PackType type>
@@ -52,10 +54,7 @@ void tile_integer(const TileCall& t) {
         for (int j = 0; j < kAcc; ++j) acc[m][j] = vdupq_n_s32(0);
       }
       for (int64_t s = s0; s < s1; s += kRuns) {
-        if (c0 == 0) {
-          HEDDLE_PREFETCH(b + s * kStepBytes + 1024);
-          HEDDLE_PREFETCH(b + s * kStepBytes + 1024 + 64);
-        }
+        if (c0 == 0 && (s & 1) == 0) prefetch_steps<2>(t, b, s);
         const bool pair = kRuns == 1 || s + 1 < s1;
         const int32_t* x = a + (kRuns == 1 ? 2 * s : s) * MR;
         Quads w[kVectors];
@@ -117,25 +116,17 @@ void tile_integer(const TileCall& t) {
   }
 }
 
-template <PackType type, int MR>
-HEDDLE_INLINE void fill(TileKernels& k) {
-  if constexpr (MR > 0) {
-    k.tile[MR] = tile_integer<MR, type>;
-    fill<type, MR - 1>(k);
-  }
-}
-
 template <PackType type>
-HEDDLE_INLINE TileKernels make() {
-  TileKernels t;
-  t.max_rows = 6;
-  fill<type, 6>(t);
-  return t;
-}
+struct Integer {
+  template <int MR>
+  struct Kernel {
+    static void run(const TileCall& t) { tile_integer<MR, type>(t); }
+  };
+};
 
 const TileKernels& dot_kernels(PackType type) {
-  static const TileKernels int8 = make<PackType::kInt8>();
-  static const TileKernels int4 = make<PackType::kInt4>();
-  static const TileKernels mxfp4 = make<PackType::kMxfp4>();
+  static const TileKernels int8 = make_kernels<Integer<PackType::kInt8>::Kernel, 6>();
+  static const TileKernels int4 = make_kernels<Integer<PackType::kInt4>::Kernel, 6>();
+  static const TileKernels mxfp4 = make_kernels<Integer<PackType::kMxfp4>::Kernel, 6>();
   return type == PackType::kInt8 ? int8 : type == PackType::kInt4 ? int4 : mxfp4;
 }

@@ -49,6 +49,7 @@ HEDDLE_INLINE int32x4_t multiply_pairs(int32x4_t acc, int8x16_t rows, int8x16_t 
 #endif
 namespace heddle {
 namespace neon_bfdot {
+#include "gemm/kernels-inl.h"
 
 template <int MR>
 void tile_bf16(const TileCall& t) {
@@ -65,10 +66,7 @@ void tile_bf16(const TileCall& t) {
       }
     }
     for (int64_t s = 0; s < t.steps; ++s) {
-      if (c0 == 0) {
-        HEDDLE_PREFETCH(b + s * kStepBytes + 1024);
-        HEDDLE_PREFETCH(b + s * kStepBytes + 1024 + 64);
-      }
+      if (c0 == 0 && (s & 1) == 0) prefetch_steps<2>(t, b, s);
       bfloat16x8_t w[kVectors];
       HEDDLE_UNROLL(4)
       for (int j = 0; j < kVectors; ++j) {
@@ -90,20 +88,12 @@ void tile_bf16(const TileCall& t) {
 }
 
 template <int MR>
-HEDDLE_INLINE void fill(TileKernels& k) {
-  if constexpr (MR > 0) {
-    k.tile[MR] = tile_bf16<MR>;
-    fill<MR - 1>(k);
-  }
-}
+struct BFloat16 {
+  static void run(const TileCall& t) { tile_bf16<MR>(t); }
+};
 
 const TileKernels& dot_kernels() {
-  static const TileKernels bf16 = [] {
-    TileKernels t;
-    t.max_rows = 6;
-    fill<6>(t);
-    return t;
-  }();
+  static const TileKernels bf16 = make_kernels<BFloat16, 6>();
   return bf16;
 }
 

@@ -27,8 +27,9 @@ HEDDLE_INLINE void widen_row(const void* x, DType type, int64_t offset, int64_t 
 }
 
 // Quantises n floats (n a multiple of 4) to round(x * 127 / max|x|); returns the scale. Integers cannot carry a NaN
-// or infinity: a run that holds one gets a NaN scale, which makes every output of its row NaN.
-HEDDLE_INLINE float quantize_run(const float* x, int64_t n, int8_t* q, int32_t* sum) {
+// or infinity: a run that holds one gets a NaN scale, which makes every output of its row NaN. Writes floats to `whole`,
+// or bytes (each xor `flip`) to `q`. Both may be x itself: a chunk is read before it is written.
+HEDDLE_INLINE float quantize_run(const float* x, int64_t n, float* whole, int8_t* q, int32_t flip, int32_t* sum) {
   vf top = set1(0.0f), odd = set1(0.0f);  // odd: NaN once a value was not finite
   for (int64_t i = 0; i < n; i += W) {
     const vf v = n - i >= W ? load(x + i) : load_n(x + i, static_cast<int>(n - i), 0.0f);
@@ -39,19 +40,54 @@ HEDDLE_INLINE float quantize_run(const float* x, int64_t n, int8_t* q, int32_t* 
   const float amax = reduce_max(top);
   float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
   if (!finite || !(inverse < HUGE_VALF)) inverse = 0.0f;
-  int32_t total = 0;
-  int32_t lanes[W];
-  for (int64_t i = 0; i < n; i += W) {
-    const int64_t left = n - i < W ? n - i : W;
-    const vf v = left == W ? load(x + i) : load_n(x + i, static_cast<int>(left), 0.0f);
-    storei(lanes, to_int(mul(v, set1(inverse))));
-    for (int64_t j = 0; j < left; ++j) {
-      q[i + j] = inverse > 0.0f ? static_cast<int8_t>(lanes[j]) : int8_t{0};
-      total += q[i + j];
+  const bool zero = !(inverse > 0.0f);
+  constexpr int64_t kChunk = 128;
+  int32_t lanes[kChunk];
+  vi total = set1i(0);
+  for (int64_t i0 = 0; i0 < n; i0 += kChunk) {
+    const int64_t count = n - i0 < kChunk ? n - i0 : kChunk;
+    for (int64_t i = 0; i < count; i += W) {
+      const vf v = count - i >= W ? load(x + i0 + i) : load_n(x + i0 + i, static_cast<int>(count - i), 0.0f);
+      const vi r = zero ? set1i(0) : to_int(mul(v, set1(inverse)));
+      storei(lanes + i, r);
+      total = addi(total, r);
+    }
+    if (whole) {
+      for (int64_t i = 0; i < count; ++i) whole[i0 + i] = static_cast<float>(lanes[i]);
+    } else {
+      for (int64_t i = 0; i < count; ++i) q[i0 + i] = static_cast<int8_t>(lanes[i] ^ flip);
     }
   }
-  *sum = total;
+  storei(lanes, total);
+  *sum = 0;
+  for (int i = 0; i < W; ++i) *sum += lanes[i];
   return finite ? amax / 127.0f : bits_to_float(0x7fc00000u);
+}
+
+// o[k][m] = row m's value k, W x W values at a time, in registers.
+HEDDLE_INLINE void interleave_rows(const float* x, int64_t stride, int rows, int64_t n, float* o) {
+  if (rows == 1) {
+    int64_t k = 0;
+    for (; k + W <= n; k += W) store(o + k, load(x + k));
+    for (; k < n; ++k) o[k] = x[k];
+    return;
+  }
+  int64_t k = 0;
+  for (; k + W <= n; k += W) {
+    for (int m0 = 0; m0 < rows; m0 += W) {
+      const int count = rows - m0 < W ? rows - m0 : W;
+      vf v[W];
+      for (int m = 0; m < W; ++m) v[m] = m < count ? load(x + (m0 + m) * stride + k) : set1(0.0f);
+      transpose(v);
+      for (int i = 0; i < W; ++i) {
+        float* to = o + (k + i) * rows + m0;
+        if (count == W) store(to, v[i]); else store_n(to, v[i], count);
+      }
+    }
+  }
+  for (; k < n; ++k) {
+    for (int m = 0; m < rows; ++m) o[k * rows + m] = x[m * stride + k];
+  }
 }
 
 // `rows` fp32 rows at x + m * stride, each valid and zero-padded up to steps * unit values; overwritten.
@@ -60,14 +96,7 @@ HEDDLE_INLINE void pack_operand(Operand kind, const PackedMatrix& w, float* x, i
   switch (kind) {
     case Operand::kFloat32: {
       float* o = reinterpret_cast<float*>(out);
-      // 16 values of k at a time keep both sides in L1.
-      for (int64_t k0 = 0; k0 < padded; k0 += 16) {
-        const int64_t k1 = k0 + 16 < padded ? k0 + 16 : padded;
-        for (int m = 0; m < rows; ++m) {
-          const float* row = x + m * stride;
-          for (int64_t k = k0; k < k1; ++k) o[k * rows + m] = row[k];
-        }
-      }
+      interleave_rows(x, stride, rows, padded, o);
       return;
     }
     case Operand::kFloat32Pair: {
@@ -103,48 +132,29 @@ HEDDLE_INLINE void pack_operand(Operand kind, const PackedMatrix& w, float* x, i
       }
       return;
     }
-    case Operand::kIntFloat: {
-      const int64_t group = w.group ? w.group : padded;
-      const int64_t groups = w.groups();
-      float* o = reinterpret_cast<float*>(out);
-      float* scale = o + padded * rows;
-      int32_t* sums = reinterpret_cast<int32_t*>(scale + groups * rows);
-      for (int m = 0; m < rows; ++m) {
-        for (int64_t g = 0; g < groups; ++g) {
-          const int64_t begin = g * group, end = begin + group < padded ? begin + group : padded;
-          int32_t sum = 0;
-          int8_t* q = reinterpret_cast<int8_t*>(x + m * stride + begin);
-          scale[g * rows + m] = quantize_run(x + m * stride + begin, end - begin, q, &sum);
-          sums[g * rows + m] = sum;
-          for (int64_t i = begin; i < end; ++i) o[i * rows + m] = q[i - begin];
-        }
-      }
-      return;
-    }
+    case Operand::kIntFloat:
     case Operand::kUint8:
     case Operand::kInt8: {
-      const bool grouped = kind == Operand::kInt8;
+      const bool whole = kind == Operand::kIntFloat;
       const int64_t group = w.group ? w.group : padded;
       const int64_t groups = w.groups();
-      uint32_t* o = reinterpret_cast<uint32_t*>(out);
-      float* scale = reinterpret_cast<float*>(out + padded * rows);
+      const int64_t words = whole ? padded : padded / 4;  // of a row: floats or quads
+      float* o = reinterpret_cast<float*>(out);
+      float* scale = o + words * rows;
       int32_t* sums = reinterpret_cast<int32_t*>(scale + groups * rows);
-      const uint32_t flip = grouped ? 0u : 0x80808080u;  // adding 128 to an int8 flips its top bit
+      const int32_t flip = kind == Operand::kUint8 ? 0x80 : 0;  // adding 128 to an int8 flips its top bit
       for (int m = 0; m < rows; ++m) {
+        float* row = x + m * stride;
         for (int64_t g = 0; g < groups; ++g) {
           const int64_t begin = g * group, end = begin + group < padded ? begin + group : padded;
           int32_t sum = 0;
           // In place: the byte of value i lies before float i, which has been read by then.
-          int8_t* q = reinterpret_cast<int8_t*>(x + m * stride + begin);
-          scale[g * rows + m] = quantize_run(x + m * stride + begin, end - begin, q, &sum);
-          if (grouped) sums[g * rows + m] = sum;
-          for (int64_t i = 0; i < end - begin; i += 4) {
-            uint32_t quad;
-            memcpy(&quad, q + i, 4);
-            o[(begin + i) / 4 * rows + m] = quad ^ flip;
-          }
+          int8_t* q = reinterpret_cast<int8_t*>(row) + begin;
+          scale[g * rows + m] = quantize_run(row + begin, end - begin, whole ? row + begin : nullptr, q, flip, &sum);
+          if (kind != Operand::kUint8) sums[g * rows + m] = sum;
         }
       }
+      interleave_rows(x, stride, rows, words, o);
       return;
     }
   }

@@ -107,6 +107,12 @@ void fill_tile(TileCall& t, Operand kind, const PackedMatrix& m, int64_t p, cons
   t.a = operand;
   t.b = m.panel(p);
   t.steps = m.steps;
+  t.accumulate = t.resident = false;
+  t.prefetch = nullptr;
+  t.prefetch_stride = t.group_steps = 0;
+  t.b_scale = t.a_scale = nullptr;
+  t.b_sum = t.a_sum = nullptr;
+  t.b_zero = t.b_exponent = nullptr;
   if (m.type == PackType::kFloat32 || m.type == PackType::kBFloat16) return;
   const int64_t groups = m.groups();
   t.group_steps = m.group ? m.group / pack_unit(m.type) : m.steps;

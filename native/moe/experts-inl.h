@@ -24,7 +24,14 @@ HEDDLE_INLINE vf apply_activation(const ExpertBank& b, vf g, vf u) {
 static void pack_x(const ExpertsForwardArgs& a, const PackedMatrix& w, Operand kind, const int32_t* token, int rows,
                    float* scratch, char* out) {
   const int64_t padded = w.steps * pack_unit(w.type);
-  for (int m = 0; m < rows; ++m) widen_row(a.x, a.type, token[m] * w.k, w.k, padded, scratch + m * padded);
+  const int64_t row_bytes = w.k * (a.type == DType::kFloat32 ? 4 : 2);
+  for (int m = 0; m < rows; ++m) {
+    if (m + 1 < rows) {  // tokens lie anywhere: the hardware does not foresee the next row
+      const char* next = static_cast<const char*>(a.x) + token[m + 1] * row_bytes;
+      for (int64_t i = 0; i < row_bytes; i += 64) HEDDLE_PREFETCH_L2(next + i);
+    }
+    widen_row(a.x, a.type, token[m] * w.k, w.k, padded, scratch + m * padded);
+  }
   pack_operand(kind, w, scratch, padded, rows, out);
 }
 
@@ -64,6 +71,9 @@ static void activate(const ExpertBank& b, const PackedExpert& e, int64_t panel, 
 
 static void write_down(const PackedExpert& e, int64_t d, int64_t panel, const float* c, int rows, float* y) {
   for (int m = 0; m < rows; ++m) {
+    // The same rows' part of the next panel: by the time it is written, the stores find it in the cache.
+    HEDDLE_PREFETCH_L2(y + m * d + (panel + 1) * kPanel);
+    HEDDLE_PREFETCH_L2(y + m * d + (panel + 1) * kPanel + 16);
     for (int i = 0; i < kPanel; i += W) {
       const int64_t column = panel * kPanel + i;
       const int64_t left = d - column;

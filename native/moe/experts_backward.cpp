@@ -93,7 +93,7 @@ void shape_for(PackedMatrix& m, PackType type, int64_t k) {
 
 void multiply(const TileKernels& kernels, const void* operand, int rows, const char* panel, int64_t steps, float* c,
               bool accumulate) {
-  TileCall t;
+  TileCall t{};
   t.a = operand;
   t.b = panel;
   t.steps = steps;

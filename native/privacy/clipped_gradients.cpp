@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "privacy/compact.h"
 #include "privacy/product.h"
 #include "privacy/row_list.h"
 
@@ -9,9 +10,9 @@ namespace heddle {
 namespace {
 
 // Chunk sides, halved until every thread has work: neither changes a bit of the result.
-void chunk_sides(int64_t p, int64_t d, int threads, int64_t* sp, int64_t* sd) {
+void chunk_sides(int64_t p, int64_t d, int64_t runs, int threads, int64_t* sp, int64_t* sd) {
   *sp = kTall, *sd = kChunk;
-  auto tasks = [&] { return ((p + *sp - 1) / *sp) * ((d + *sd - 1) / *sd); };
+  auto tasks = [&] { return runs * ((p + *sp - 1) / *sp) * ((d + *sd - 1) / *sd); };
   while (threads > 1 && tasks() < 2 * threads && (*sp > 2 * kBlock || *sd > 2 * kBlock)) {
     if (*sp >= *sd) *sp /= 2;
     else *sd /= 2;
@@ -31,42 +32,47 @@ void add_chunk(const float* blocks, int64_t n0, int64_t n1, float* out, int64_t 
   }
 }
 
-Status linear_clipped_gradients(const ClippedArgs& args, const Exec& exec) {
-  const RowLayer& l = args.layer;
+Status add_products(const RowLayer& l, const int64_t* rows, const float* scale, const int64_t* begin, int64_t runs,
+                    float* weight, float* bias, const Exec& exec) {
   const PrivacyKernels& k = privacy_kernels(exec.isa);
-  RowList list;
-  if (!list.build(l, args.factors)) return kNoMemory;
   int64_t sp, sd;
-  chunk_sides(l.output_count, l.input_count, exec.threads, &sp, &sd);
+  chunk_sides(l.output_count, l.input_count, runs, exec.threads, &sp, &sd);
   const int64_t columns = std::max<int64_t>(1, (l.input_count + sd - 1) / sd);
-  const int64_t tasks = (l.output_count + sp - 1) / sp * columns;
+  const int64_t tiles = (l.output_count + sp - 1) / sp * columns;
   std::atomic<bool> failed{false};
-  const bool done = parallel_for(exec, tasks, 1, [&](int64_t begin, int64_t end) {
+  const bool done = parallel_for(exec, runs * tiles, 1, [&](int64_t from, int64_t to) {
     ChunkScratch s;
     if (!s.get()) return failed.store(true);
     alignas(64) float sums[kTall];
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t x0 = task / columns * sp, n0 = std::min(sp, l.output_count - x0);
-      const int64_t x1 = task % columns * sd, n1 = std::min(sd, l.input_count - x1);
+    for (int64_t task = from; task < to; ++task) {
+      const int64_t run = task / tiles, tile = task % tiles;
+      const int64_t x0 = tile / columns * sp, n0 = std::min(sp, l.output_count - x0);
+      const int64_t x1 = tile % columns * sd, n1 = std::min(sd, l.input_count - x1);
       ChunkProduct c;
       c.p.source = l.grad_outputs, c.q.source = l.inputs;
       c.x0 = x0, c.n0 = n0, c.x1 = x1, c.n1 = n1;
-      const bool bias = args.bias && x1 == 0;
+      const bool with_bias = bias && x1 == 0;
       // In slices, so that an abort is noticed.
       constexpr int64_t kSlice = 64 * kDepth;
-      const int64_t depth = list.count();
-      for (int64_t y = 0; y < depth && !exec.cancelled(); y += kSlice) {
-        c.p.rows = c.q.rows = list.rows.data() + y;
-        c.p.scale = list.scale.data() + y;
-        c.depth = std::min(kSlice, depth - y);
-        c.run(k, s, y == 0, s.first, bias ? sums : nullptr, nullptr);
+      for (int64_t y = begin[run]; y < begin[run + 1] && !exec.cancelled(); y += kSlice) {
+        c.p.rows = c.q.rows = rows + y;
+        c.p.scale = scale + y;
+        c.depth = std::min(kSlice, begin[run + 1] - y);
+        c.run(k, s, y == begin[run], s.first, with_bias ? sums : nullptr, nullptr);
       }
-      if (depth == 0 || exec.cancelled()) continue;
-      add_chunk(s.first, n0, n1, args.weight + x0 * l.input_count + x1, l.input_count);
-      for (int64_t r = 0; bias && r < n0; ++r) args.bias[x0 + r] += sums[r];
+      if (begin[run] == begin[run + 1] || exec.cancelled()) continue;
+      add_chunk(s.first, n0, n1, weight + (run * l.output_count + x0) * l.input_count + x1, l.input_count);
+      for (int64_t r = 0; with_bias && r < n0; ++r) bias[run * l.output_count + x0 + r] += sums[r];
     }
   });
   return failed.load() ? kNoMemory : done && !exec.cancelled() ? kOk : kCancelled;
+}
+
+Status linear_clipped_gradients(const ClippedArgs& args, const Exec& exec) {
+  RowList list;
+  if (!list.build(args.layer, args.factors)) return kNoMemory;
+  const int64_t begin[2] = {0, list.count()};
+  return add_products(args.layer, list.rows.data(), list.scale.data(), begin, 1, args.weight, args.bias, exec);
 }
 
 Status embedding_clipped_gradients(const ClippedArgs& args, const Exec& exec) {
@@ -117,21 +123,31 @@ Status scale_clipped_gradients(const ClippedArgs& args, const Exec& exec) {
 Status channel_clipped_gradients(const ClippedArgs& args, const Exec& exec) {
   const RowLayer& l = args.layer;
   const PrivacyKernels& k = privacy_kernels(exec.isa);
-  const bool done = parallel_for(exec, l.positions, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      double weight = 0, bias = 0;
+  std::atomic<bool> failed{false};
+  const bool done = parallel_for(exec, l.positions, l.mask ? 16 : 1, [&](int64_t begin, int64_t end) {
+    UnpaddedRows x, g;
+    double weight[16] = {}, bias[16] = {};
+    for (int64_t from = begin; from < end; from += 16) {
+      const int64_t to = std::min(end, from + 16);
+      std::fill(weight, weight + 16, 0.0), std::fill(bias, bias + 16, 0.0);
       for (int64_t i = 0; i < l.samples; ++i) {
         if (args.factors[i] == 0.0f) continue;
-        double product = 0, sum = 0;
-        k.channel_sums(l.inputs, l.grad_outputs, i * l.positions + c, l.output_count, &product, &sum);
-        weight += args.factors[i] * product;
-        bias += args.factors[i] * sum;
+        if (!x.begin(l.mask, i, l.output_count) || !g.begin(l.mask, i, l.output_count)) return failed.store(true);
+        for (int64_t c = from; c < to; ++c) {
+          double product = 0, sum = 0;
+          const RowSource xs = x.row(l.inputs, i * l.positions + c), gs = g.row(l.grad_outputs, i * l.positions + c);
+          k.channel_sums(xs, gs, 0, x.count(), &product, &sum);
+          weight[c - from] += args.factors[i] * product;
+          bias[c - from] += args.factors[i] * sum;
+        }
       }
-      args.weight[c] += static_cast<float>(weight);
-      if (args.bias) args.bias[c] += static_cast<float>(bias);
+      for (int64_t c = from; c < to; ++c) {
+        args.weight[c] += static_cast<float>(weight[c - from]);
+        if (args.bias) args.bias[c] += static_cast<float>(bias[c - from]);
+      }
     }
   });
-  return done ? kOk : kCancelled;
+  return failed.load() ? kNoMemory : done ? kOk : kCancelled;
 }
 
 }  // namespace heddle

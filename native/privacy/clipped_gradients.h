@@ -4,6 +4,8 @@
 //   embedding  weight[a_r] += c_r G[r]
 //   layer-, rms-norm  weight += sum_r c_r G[r] * x[r], bias += sum_r c_r G[r]; group-norm the same per channel
 //
+//   experts    the linear sum over the rows that went to each expert
+//
 // The factor multiplies rows of G while they are packed: that is all that clipping costs. Rows of padding and of
 // samples with factor 0 are left out of the row list and never read.
 //
@@ -25,6 +27,11 @@ Status linear_clipped_gradients(const ClippedArgs& args, const Exec& exec);
 Status embedding_clipped_gradients(const ClippedArgs& args, const Exec& exec);
 Status scale_clipped_gradients(const ClippedArgs& args, const Exec& exec);
 Status channel_clipped_gradients(const ClippedArgs& args, const Exec& exec);
+
+// For each of `runs` lists rows[begin[i]] .. rows[begin[i + 1]], with one scale per entry: weight i += sum of
+// scale G[row] A[row], bias i += sum of scale G[row]. `bias` may be null.
+Status add_products(const RowLayer& layer, const int64_t* rows, const float* scale, const int64_t* begin, int64_t runs,
+                    float* weight, float* bias, const Exec& exec);
 
 // out[r][c] += the chunk's element; blocks as ChunkProduct leaves them.
 void add_chunk(const float* blocks, int64_t n0, int64_t n1, float* out, int64_t stride);

@@ -8,6 +8,7 @@
 
 #include "core/workspace.h"
 #include "privacy/clipped_gradients.h"
+#include "privacy/compact.h"
 #include "privacy/product.h"
 
 namespace heddle {
@@ -54,9 +55,27 @@ void unfold_row(const ConvGeometry& s, int64_t tap, float* out, const Read& read
   }
 }
 
-// Rows [first, first + count) of one sample's and group's U, T values each.
-void unfold(const ConvLayer& l, const Sizes& z, int64_t sample, int64_t group, int64_t first, int64_t count, float* out) {
-  for (int64_t r = first; r < first + count; ++r, out += z.places) {
+// The output places of one sample that are read.
+struct Places {
+  bool get(const ConvLayer& l, const Sizes& z, int64_t sample) try {
+    count = z.places, masked = l.mask != nullptr;
+    if (!masked) return true;
+    unpadded(l.mask, sample, z.places, list);
+    count = static_cast<int64_t>(list.size());
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  bool masked = false;
+  int64_t count = 0;
+  std::vector<int64_t> list;
+};
+
+// Rows [first, first + count) of one sample's and group's U, one value for each of `places`. `out` also has room for
+// the padded ones of one row.
+void unfold(const ConvLayer& l, const Sizes& z, const Places& places, int64_t sample, int64_t group, int64_t first,
+            int64_t count, float* out) {
+  for (int64_t r = first; r < first + count; ++r, out += places.count) {
     const int64_t channel = sample * l.in_channels + group * (l.in_channels / l.groups) + r / z.taps;
     const int64_t at = channel * z.plane;
     if (l.input_type == DType::kFloat32) {
@@ -67,13 +86,22 @@ void unfold(const ConvLayer& l, const Sizes& z, int64_t sample, int64_t group, i
       if (l.input_type == DType::kBFloat16) unfold_row(l.shape, r % z.taps, out, [x](int64_t i) { return bf16_to_float(x[i]); });
       else unfold_row(l.shape, r % z.taps, out, [x](int64_t i) { return f16_to_float(x[i]); });
     }
+    if (places.masked) {
+      for (int64_t i = 0; i < places.count; ++i) out[i] = out[places.list[static_cast<size_t>(i)]];
+    }
   }
 }
 
-// The gradient rows [outputs][T] of one sample and group.
-RowSource gradients(const ConvLayer& l, const Sizes& z, int64_t sample, int64_t group) {
-  const int64_t at = (sample * l.out_channels + group * z.outputs) * z.places;
-  return {static_cast<const char*>(l.grad_outputs) + at * dtype_size(l.grad_type), l.grad_type, z.places};
+// Gradient rows [first, first + count) of one sample and group, without padded places in `copy`.
+RowSource gradients(const ConvLayer& l, const Sizes& z, const Places& places, int64_t sample, int64_t group,
+                    int64_t first, int64_t count, float* copy) {
+  const int64_t row = sample * l.out_channels + group * z.outputs + first;
+  const RowSource all = {l.grad_outputs, l.grad_type, z.places};
+  if (!places.masked) {
+    return {static_cast<const char*>(l.grad_outputs) + row * z.places * dtype_size(l.grad_type), l.grad_type, z.places};
+  }
+  for (int64_t r = 0; r < count; ++r) gather_row(all, row + r, places.list, copy + r * places.count);
+  return {copy, DType::kFloat32, places.count};
 }
 
 bool identity(std::vector<int64_t>& list, int64_t count) try {
@@ -85,15 +113,15 @@ bool identity(std::vector<int64_t>& list, int64_t count) try {
 }
 
 // Ghost norm: x runs over places, y over rows of U and of G. Bias: (U Uᵀ + 1).
-double ghost_norm(const PrivacyKernels& k, const ChunkScratch& s, const Sizes& z, const RowSource& u, const RowSource& g,
-                  const int64_t* list, bool bias) {
+double ghost_norm(const PrivacyKernels& k, const ChunkScratch& s, const Sizes& z, int64_t places, const RowSource& u,
+                  const RowSource& g, const int64_t* list, bool bias) {
   double total = 0;
-  for (int64_t x1 = 0; x1 < z.places; x1 += kChunk) {
+  for (int64_t x1 = 0; x1 < places; x1 += kChunk) {
     for (int64_t x0 = 0; x0 <= x1; x0 += kChunk) {
       ChunkProduct a;
       a.p.source = u, a.p.rows = list, a.q = a.p;
-      a.x0 = x0, a.n0 = std::min<int64_t>(kChunk, z.places - x0);
-      a.x1 = x1, a.n1 = std::min<int64_t>(kChunk, z.places - x1);
+      a.x0 = x0, a.n0 = std::min<int64_t>(kChunk, places - x0);
+      a.x1 = x1, a.n1 = std::min<int64_t>(kChunk, places - x1);
       a.depth = z.inputs, a.symmetric = x0 == x1;
       ChunkProduct b = a;
       b.p.source = b.q.source = g, b.depth = z.outputs;
@@ -107,22 +135,22 @@ double ghost_norm(const PrivacyKernels& k, const ChunkScratch& s, const Sizes& z
 }
 
 // x runs over rows of G, x' over rows of U, y over places.
-ChunkProduct weight_chunk(const Sizes& z, const RowSource& u, const RowSource& g, const int64_t* list) {
+ChunkProduct weight_chunk(int64_t places, const RowSource& u, const RowSource& g, const int64_t* list) {
   ChunkProduct c;
   c.p.source = g, c.q.source = u;
   c.p.rows = c.q.rows = list;
   c.p.by_rows = c.q.by_rows = false;
-  c.depth = z.places;
+  c.depth = places;
   return c;
 }
 
-double gradient_norm(const PrivacyKernels& k, const ChunkScratch& s, const Sizes& z, const RowSource& u,
+double gradient_norm(const PrivacyKernels& k, const ChunkScratch& s, const Sizes& z, int64_t places, const RowSource& u,
                      const RowSource& g, const int64_t* list, bool bias) {
   double total = 0;
   alignas(64) float sums[kChunk];
   for (int64_t x0 = 0; x0 < z.outputs; x0 += kChunk) {
     for (int64_t x1 = 0; x1 < z.inputs; x1 += kChunk) {
-      ChunkProduct c = weight_chunk(z, u, g, list);
+      ChunkProduct c = weight_chunk(places, u, g, list);
       c.x0 = x0, c.n0 = std::min<int64_t>(kChunk, z.outputs - x0);
       c.x1 = x1, c.n1 = std::min<int64_t>(kChunk, z.inputs - x1);
       const bool with = bias && x1 == 0;
@@ -151,14 +179,19 @@ Status conv_squared_norms(const ConvNormsArgs& args, const Exec& exec) {
   std::atomic<bool> failed{false};
   const bool done = parallel_for(exec, l.samples * l.groups, 1, [&](int64_t begin, int64_t end) {
     ChunkScratch s;
-    auto* u = static_cast<float*>(Workspace::local().get(static_cast<size_t>(z.inputs * z.places) * sizeof(float)));
+    Places places;
+    const int64_t rows = z.inputs + (l.mask ? z.outputs : 0);
+    auto* u = static_cast<float*>(Workspace::local().get(static_cast<size_t>(rows * z.places) * sizeof(float)));
     if (!u || !s.get()) return failed.store(true);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t sample = task / l.groups, group = task % l.groups;
-      unfold(l, z, sample, group, 0, z.inputs, u);
-      const RowSource us = {u, DType::kFloat32, z.places}, gs = gradients(l, z, sample, group);
-      part[static_cast<size_t>(task)] = args.ghost ? ghost_norm(k, s, z, us, gs, list.data(), l.bias)
-                                                   : gradient_norm(k, s, z, us, gs, list.data(), l.bias);
+      if (!places.get(l, z, sample)) return failed.store(true);
+      unfold(l, z, places, sample, group, 0, z.inputs, u);
+      const RowSource us = {u, DType::kFloat32, places.count};
+      const RowSource gs = gradients(l, z, places, sample, group, 0, z.outputs, u + z.inputs * z.places);
+      part[static_cast<size_t>(task)] = args.method == NormMethod::kGhost
+                                            ? ghost_norm(k, s, z, places.count, us, gs, list.data(), l.bias)
+                                            : gradient_norm(k, s, z, places.count, us, gs, list.data(), l.bias);
     }
   });
   for (int64_t i = 0; i < l.samples; ++i) {
@@ -179,7 +212,9 @@ Status conv_clipped_gradients(const ConvClippedArgs& args, const Exec& exec) {
   std::atomic<bool> failed{false};
   const bool done = parallel_for(exec, l.groups * rows * columns, 1, [&](int64_t begin, int64_t end) {
     ChunkScratch s;
-    auto* u = static_cast<float*>(Workspace::local().get(static_cast<size_t>(kChunk * z.places) * sizeof(float)));
+    Places places;
+    const int64_t held = kChunk + (l.mask ? kTall : 0);
+    auto* u = static_cast<float*>(Workspace::local().get(static_cast<size_t>(held * z.places) * sizeof(float)));
     if (!u || !s.get()) return failed.store(true);
     alignas(64) float sums[kTall];
     for (int64_t task = begin; task < end; ++task) {
@@ -189,9 +224,11 @@ Status conv_clipped_gradients(const ConvClippedArgs& args, const Exec& exec) {
       bool first = true;
       for (int64_t i = 0; i < l.samples && !exec.cancelled(); ++i) {
         if (args.factors[i] == 0.0f) continue;
-        unfold(l, z, i, group, x1, n1, u);
-        ChunkProduct c = weight_chunk(z, {u, DType::kFloat32, z.places}, gradients(l, z, i, group), list.data());
-        c.x0 = x0, c.n0 = n0, c.x1 = 0, c.n1 = n1;  // the unfolding begins at row x1
+        if (!places.get(l, z, i)) return failed.store(true);
+        unfold(l, z, places, i, group, x1, n1, u);
+        const RowSource gs = gradients(l, z, places, i, group, x0, n0, u + kChunk * z.places);
+        ChunkProduct c = weight_chunk(places.count, {u, DType::kFloat32, places.count}, gs, list.data());
+        c.x0 = 0, c.n0 = n0, c.x1 = 0, c.n1 = n1;  // both sources begin at the chunk's first row
         c.p.factor = args.factors[i];
         c.run(k, s, first, s.first, bias ? sums : nullptr, nullptr);
         first = false;

@@ -2,9 +2,9 @@
 //
 // Per sample and group of channels a convolution is a linear layer on the unfolded input U [d][T]: d = inputs / groups
 // times taps, T output places. One sample's unfolding (in a clipped sum: at most 256 of its rows) lies in thread
-// scratch; the rest is chunk products, as in per_sample_squared_norms.h and clipped_gradients.h, with the same bounds.
+// scratch, without the padded places; the rest is chunk products, as in per_sample_squared_norms.h and clipped_gradients.h, with the same bounds.
 #pragma once
-#include "privacy/kernels.h"
+#include "privacy/per_sample_squared_norms.h"
 
 namespace heddle {
 
@@ -18,13 +18,14 @@ struct ConvLayer {
   const void* input = nullptr;         // [samples, in_channels, size]
   const void* grad_outputs = nullptr;  // [samples, out_channels, out]
   DType input_type = DType::kFloat32, grad_type = DType::kFloat32;
+  const uint8_t* mask = nullptr;       // [samples, out], 0: padding
   int64_t samples = 0, in_channels = 0, out_channels = 0, groups = 1;
   bool bias = false;
 };
 
 struct ConvNormsArgs {
   ConvLayer layer;
-  bool ghost = false;
+  NormMethod method = NormMethod::kInstantiate;
   float* out = nullptr;  // [samples]
 };
 struct ConvClippedArgs {

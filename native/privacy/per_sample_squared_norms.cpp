@@ -2,6 +2,8 @@
 
 #include <atomic>
 
+#include "core/workspace.h"
+#include "privacy/compact.h"
 #include "privacy/product.h"
 #include "privacy/row_list.h"
 
@@ -46,60 +48,82 @@ double gradient_part(const PrivacyKernels& k, const ChunkScratch& s, const RowLa
   return d;
 }
 
+// Sums in double to the float32 result.
+template <class Sums>
+Status rounded(const NormsArgs& args, const Sums& compute) {
+  AlignedBuffer<double> sums(static_cast<size_t>(args.layer.samples));
+  if (!sums) return kNoMemory;
+  const Status status = compute(sums.data());
+  for (int64_t i = 0; status == kOk && i < args.layer.samples; ++i) args.out[i] = static_cast<float>(sums.data()[i]);
+  return status;
+}
+
 }  // namespace
 
-Status linear_squared_norms(const NormsArgs& args, const Exec& exec) {
-  const RowLayer& l = args.layer;
+Status run_norm_sums(const RowLayer& l, const int64_t* rows, const int64_t* begin, int64_t runs, NormMethod method,
+                     const Exec& exec, double* sums) {
   const PrivacyKernels& k = privacy_kernels(exec.isa);
-  RowList list;
-  if (!list.build(l, nullptr)) return kNoMemory;
-  // Tasks of one sample; each leaves a double, added up in their order below.
-  const int64_t t = chunks_of(l.positions);
   const int64_t di = chunks_of(l.output_count), dj = std::max<int64_t>(1, chunks_of(l.input_count));
-  const bool single = l.positions == 1;
-  const int64_t parts = single ? 1 : args.ghost ? t * (t + 1) / 2 : di * dj;
+  auto is_ghost = [&](int64_t length) {
+    return method == NormMethod::kGhost ||
+           (method == NormMethod::kByLength && 2 * length * length <= l.input_count * l.output_count);
+  };
+  // Tasks of one run; each leaves a double, added up in their order below.
+  std::vector<int64_t> first;  // [runs + 1]
   std::vector<double> part;
   try {
-    part.assign(static_cast<size_t>(l.samples * parts), 0.0);
+    first.reserve(static_cast<size_t>(runs) + 1);
+    first.push_back(0);
+    for (int64_t i = 0; i < runs; ++i) {
+      const int64_t length = begin[i + 1] - begin[i], t = chunks_of(length);
+      first.push_back(first.back() + (length <= 1 ? length : is_ghost(length) ? t * (t + 1) / 2 : di * dj));
+    }
+    part.assign(static_cast<size_t>(first.back()), 0.0);
   } catch (const std::bad_alloc&) {
     return kNoMemory;
   }
+  const int64_t tasks = first.back();
   std::atomic<bool> failed{false};
-  const bool done = parallel_for(exec, l.samples * parts, single ? 64 : 1, [&](int64_t begin, int64_t end) {
+  const bool done = parallel_for(exec, tasks, begin[runs] - begin[0] == tasks ? 64 : 1, [&](int64_t from, int64_t to) {
     ChunkScratch s;
-    if (!single && !s.get()) return failed.store(true);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t sample = task / parts, at = task % parts;
-      const int64_t* rows = list.sample(sample);
-      const int64_t length = list.length(sample);
-      double d = 0;
-      if (length == 0) continue;
-      if (length == 1 && (single || args.ghost)) {
-        if (at == 0) {
-          d = (k.squared_row(l.inputs, rows[0], l.input_count) + (l.bias ? 1 : 0)) *
-              k.squared_row(l.grad_outputs, rows[0], l.output_count);
-        }
-      } else if (args.ghost) {
+    int64_t run = std::upper_bound(first.begin(), first.end(), from) - first.begin() - 1;
+    for (int64_t task = from; task < to; ++task) {
+      while (first[static_cast<size_t>(run) + 1] <= task) ++run;
+      const int64_t at = task - first[static_cast<size_t>(run)], length = begin[run + 1] - begin[run];
+      const int64_t* list = rows + begin[run];
+      double d;
+      if (length == 1) {
+        d = (k.squared_row(l.inputs, list[0], l.input_count) + (l.bias ? 1 : 0)) *
+            k.squared_row(l.grad_outputs, list[0], l.output_count);
+      } else if (!s.get()) {
+        return failed.store(true);
+      } else if (is_ghost(length)) {
         int64_t j = 0;
         while ((j + 1) * (j + 2) / 2 <= at) ++j;
-        const int64_t i = at - j * (j + 1) / 2;
-        if (j * kChunk < length) d = ghost_part(k, s, l, rows, length, i, j);
+        d = ghost_part(k, s, l, list, length, at - j * (j + 1) / 2, j);
       } else {
-        d = gradient_part(k, s, l, rows, length, at / dj, at % dj);
+        d = gradient_part(k, s, l, list, length, at / dj, at % dj);
       }
       part[static_cast<size_t>(task)] = d;
     }
   });
-  for (int64_t i = 0; i < l.samples; ++i) {
+  for (int64_t i = 0; i < runs; ++i) {
     double sum = 0;
-    for (int64_t at = 0; at < parts; ++at) sum += part[static_cast<size_t>(i * parts + at)];
-    args.out[i] = static_cast<float>(sum < 0 ? 0 : sum);  // a Gram sum is a square: below 0 only by rounding
+    for (int64_t at = first[static_cast<size_t>(i)]; at < first[static_cast<size_t>(i) + 1]; ++at) {
+      sum += part[static_cast<size_t>(at)];
+    }
+    sums[i] = sum < 0 ? 0 : sum;  // a Gram sum is a square: below 0 only by rounding
   }
   return result(done, failed);
 }
 
-Status embedding_squared_norms(const NormsArgs& args, const Exec& exec) {
-  const RowLayer& l = args.layer;
+Status linear_norm_sums(const RowLayer& l, NormMethod method, const Exec& exec, double* sums) {
+  RowList list;
+  if (!list.build(l, nullptr)) return kNoMemory;
+  return run_norm_sums(l, list.rows.data(), list.begin.data(), l.samples, method, exec, sums);
+}
+
+Status embedding_norm_sums(const RowLayer& l, const Exec& exec, double* sums) {
   const PrivacyKernels& k = privacy_kernels(exec.isa);
   RowList list;
   if (!list.build(l, nullptr)) return kNoMemory;
@@ -109,20 +133,27 @@ Status embedding_squared_norms(const NormsArgs& args, const Exec& exec) {
       for (int64_t i = begin; i < end; ++i) {
         std::vector<int64_t> rows(list.sample(i), list.sample(i) + list.length(i));
         sort_by_id(l, rows);
-        double sum = 0;
+        sums[i] = 0;
         for (size_t at = 0; at < rows.size();) {
           const size_t next = run_end(l, rows, at);
-          sum += k.sum_rows(l.grad_outputs, rows.data() + at, nullptr, static_cast<int64_t>(next - at), l.output_count,
-                            nullptr);
+          sums[i] += k.sum_rows(l.grad_outputs, rows.data() + at, nullptr, static_cast<int64_t>(next - at),
+                                l.output_count, nullptr);
           at = next;
         }
-        args.out[i] = static_cast<float>(sum);
       }
     } catch (const std::bad_alloc&) {
       failed.store(true);
     }
   });
   return result(done, failed);
+}
+
+Status linear_squared_norms(const NormsArgs& args, const Exec& exec) {
+  return rounded(args, [&](double* sums) { return linear_norm_sums(args.layer, args.method, exec, sums); });
+}
+
+Status embedding_squared_norms(const NormsArgs& args, const Exec& exec) {
+  return rounded(args, [&](double* sums) { return embedding_norm_sums(args.layer, exec, sums); });
 }
 
 Status scale_squared_norms(const NormsArgs& args, const Exec& exec) {
@@ -151,18 +182,22 @@ Status scale_squared_norms(const NormsArgs& args, const Exec& exec) {
 Status channel_squared_norms(const NormsArgs& args, const Exec& exec) {
   const RowLayer& l = args.layer;
   const PrivacyKernels& k = privacy_kernels(exec.isa);
+  std::atomic<bool> failed{false};
   const bool done = parallel_for(exec, l.samples, 1, [&](int64_t begin, int64_t end) {
+    UnpaddedRows x, g;
     for (int64_t i = begin; i < end; ++i) {
+      if (!x.begin(l.mask, i, l.output_count) || !g.begin(l.mask, i, l.output_count)) return failed.store(true);
       double total = 0;
       for (int64_t c = 0; c < l.positions; ++c) {
         double product = 0, sum = 0;
-        k.channel_sums(l.inputs, l.grad_outputs, i * l.positions + c, l.output_count, &product, &sum);
+        const RowSource xs = x.row(l.inputs, i * l.positions + c), gs = g.row(l.grad_outputs, i * l.positions + c);
+        k.channel_sums(xs, gs, 0, x.count(), &product, &sum);
         total += product * product + (l.bias ? sum * sum : 0.0);
       }
       args.out[i] = static_cast<float>(total);
     }
   });
-  return done ? kOk : kCancelled;
+  return result(done, failed);
 }
 
 }  // namespace heddle

@@ -26,16 +26,26 @@ struct RowLayer {
   bool bias = false;
 };
 
+// Which linear formula; by length: ghost where 2 T^2 <= p d for the T rows of one gradient.
+enum class NormMethod : int32_t { kInstantiate = 0, kGhost = 1, kByLength = 2 };
+
 struct NormsArgs {
   RowLayer layer;
-  bool ghost = false;
+  NormMethod method = NormMethod::kInstantiate;
   float* out = nullptr;  // [samples]
 };
 
 Status linear_squared_norms(const NormsArgs& args, const Exec& exec);
 Status embedding_squared_norms(const NormsArgs& args, const Exec& exec);
 Status scale_squared_norms(const NormsArgs& args, const Exec& exec);
-// inputs and grad_outputs [samples * positions, output_count]: positions are channels here
+// inputs and grad_outputs [samples * positions, output_count]: positions are channels here; mask [samples, output_count]
 Status channel_squared_norms(const NormsArgs& args, const Exec& exec);
+
+// The same in double, for layers that are made of several; sums[sample] is overwritten.
+Status linear_norm_sums(const RowLayer& layer, NormMethod method, const Exec& exec, double* sums);
+Status embedding_norm_sums(const RowLayer& layer, const Exec& exec, double* sums);
+// One gradient for each run rows[begin[i]] .. rows[begin[i + 1]]: sums[i], `runs` of them.
+Status run_norm_sums(const RowLayer& layer, const int64_t* rows, const int64_t* begin, int64_t runs, NormMethod method,
+                     const Exec& exec, double* sums);
 
 }  // namespace heddle

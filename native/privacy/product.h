@@ -90,11 +90,14 @@ struct ChunkProduct {
       ahead.next = s.lines;
       ahead.end = y + step < depth ? lines(y + step, s.lines) : then ? then->lines(0, s.lines) : s.lines;
       if (!symmetric) p.pack(k, x0, n0, y, step, s.p);
+      // Rows of the source are long: a panel at a time would touch a page for every 128 bytes, so all are packed at
+      // once. By columns a page holds many panels' worth, and the panel stays in L1 for its column of blocks.
+      const bool whole = !symmetric && q.by_rows;
+      if (whole) q.pack(k, x1, n1, y, step, s.q);
       for (int64_t j = 0; j < columns; ++j) {
-        // Packed at the last moment: the panel is in L1 while its column of blocks is computed.
         const int width = static_cast<int>(std::min<int64_t>(kBlock, n1 - j * kBlock));
         float* right = (symmetric ? s.p : s.q) + j * step * kBlock;
-        (symmetric ? p : q).pack(k, x1 + j * kBlock, width, y, step, right);
+        if (!whole) (symmetric ? p : q).pack(k, x1 + j * kBlock, width, y, step, right);
         for (int64_t i = 0; i < (symmetric ? j + 1 : rows); ++i) {
           const int height = static_cast<int>(std::min<int64_t>(kBlock, n0 - i * kBlock));
           k.block(s.p + i * step * kBlock, height, right, width, step, blocks + (i * kChunkPanels + j) * kBlockSize, fresh,

@@ -71,6 +71,21 @@ HEDDLE_INLINE vf sqrt_softplus(vf x) {
   return sqrt(add(positive, log1p_unit(exp(neg(abs(x))))));
 }
 
+// tanh(x); 1.5 ULP. NaN gives NaN. An odd minimax polynomial up to 0.625, 1 - 2 / (1 + e^2x) beyond.
+HEDDLE_INLINE vf tanh(vf x) {
+  const vf a = abs(x), z = mul(x, x);
+  vf p = set1(-0.005704942f);
+  p = fma(p, z, set1(0.020639045f));
+  p = fma(p, z, set1(-0.0537397f));
+  p = fma(p, z, set1(0.13331442f));
+  p = fma(p, z, set1(-0.3333328f));
+  const vf near = fma(mul(p, z), x, x);
+  const vf e = exp(min(add(a, a), set1(20.0f)));  // from 10 on the result is 1, and the reciprocal needs a finite value
+  const vf far = fnma(set1(2.0f), reciprocal(add(set1(1.0f), e)), set1(1.0f));
+  const vf r = select(le(a, set1(0.625f)), near, select(lt(x, set1(0.0f)), neg(far), far));
+  return select(not_nan(x), r, x);
+}
+
 // erf(x); 5e-7 relative. Odd rational approximation on [-4, 4] (coefficients as published in Eigen's
 // MathFunctionsImpl.h), 1 beyond.
 HEDDLE_INLINE vf erf(vf x) {

@@ -84,6 +84,35 @@ describe.each(everywhere)('decodeAttention on $name', ({ options, use }) => {
     expect(cache.freePages).toBe(0);
   });
 
+  it.each(['float32', 'bfloat16', 'int8', 'int4'] as const)(
+    'a window gives the same bits as a cache that keeps everything (%s)',
+    (type) => {
+      use();
+      const random = new Random(5);
+      const window = 200;
+      const common = { keyHeads: 2, headDim: 24, type, pageSize: 16 };
+      const ring = new KVCache({ ...common, window, pages: Math.ceil((window + 70) / 16) + 1 });
+      const whole = new KVCache({ ...common, pages: 200 });
+      const [a, b] = [ring.create(), whole.create()];
+      let at = 0;
+      for (let i = 0; at < 2900; i++) {
+        const count = [1, 70, 3, 33, 16][i % 5];
+        const [k, v] = [draw(random, [count, 2, 24]), draw(random, [count, 2, 24])];
+        ring.append(a, k, v);
+        whole.append(b, k, v);
+        at += count;
+        if (i % 20 !== 1) continue;
+        const q = draw(random, [1, Math.min(count, 5), 4, 24]);
+        const o = { ...options, windowLeft: window, returnLogSumExp: true };
+        const x = decodeAttentionSync(q, ring, { ...o, sequences: [a] });
+        const y = decodeAttentionSync(q, whole, { ...o, sequences: [b] });
+        expect(x.output.data).toEqual(y.output.data);
+        expect(x.logSumExp!.data).toEqual(y.logSumExp!.data);
+      }
+      expect(ring.start(a)).toBeGreaterThan(2500);
+    },
+  );
+
   it('NaN in another sequence, or behind the end of a page, never leaks', () => {
     use();
     const random = new Random(4);
@@ -134,6 +163,20 @@ describe('decodeAttention refuses bad input', () => {
       () => run(Tensor.zeros('float32', [1, 4, 4, 8]), { sequences: [id] }),
       'ERR_VALUE',
       /^q: 4 queries.* 3 tokens/,
+    ],
+    [
+      'keys that left the window',
+      () => {
+        const ring = new KVCache({ keyHeads: 2, headDim: 8, pages: 9, pageSize: 4, window: 8 });
+        const s = ring.create();
+        for (let i = 0; i < 5; i++) {
+          ring.append(s, Tensor.zeros('float32', [4, 2, 8]), Tensor.zeros('float32', [4, 2, 8]));
+        }
+        decodeAttentionSync(q, ring, { sequences: [s], windowLeft: 8 });
+        decodeAttentionSync(q, ring, { sequences: [s] });
+      },
+      'ERR_VALUE',
+      /^windowLeft: 1 queries with no window need keys from 0 on, but sequence 0 has those from 8 on/,
     ],
     ['window', () => run(q, { sequences: [id], windowLeft: -2 }), 'ERR_OPTION', /^windowLeft/],
     ['unknown option', () => run(q, { sequences: [id], causal: true }), 'ERR_OPTION', /causal/],

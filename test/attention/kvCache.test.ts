@@ -1,8 +1,8 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { KVCache, type KVCacheOptions, type KVCacheType } from '../../lib/attention/index.ts';
-import { decodeFloats } from '../../lib/dtype.ts';
 import { HeddleError, Tensor } from '../../lib/index.ts';
+import { expectThrow } from '../helpers/errors.ts';
 
 const HEADS = 2;
 const DIM = 3;
@@ -13,29 +13,19 @@ function tokens(values: number[]): Tensor<'float32'> {
   return new Tensor('float32', data, [values.length, HEADS, DIM]);
 }
 
-/** What a sequence holds, read through its page table; every head and element must agree. */
+/** What a sequence holds from its start on; every head and element must agree. */
 function contents(cache: KVCache, id: number): number[] {
-  const { pools, table, lengths } = cache.beginRead([id]);
-  cache.endRead();
-  return Array.from({ length: lengths[0] }, (_, j) => {
-    const page = table[Math.floor(j / pools.pageSize)];
+  const from = cache.start(id);
+  const { keys, values } = cache.read(id, from, cache.length(id));
+  return Array.from({ length: keys.dims[0] }, (_, j) => {
     const seen = new Set<number>();
-    for (let h = 0; h < HEADS; h++) {
-      const vector = (page * HEADS + h) * pools.pageSize + (j % pools.pageSize);
-      for (const [pool, scales, sign] of [
-        [pools.keys, pools.keyScales, 1],
-        [pools.values, pools.valueScales, -1],
-      ] as const) {
-        const part = pool.slice(vector * DIM, (vector + 1) * DIM);
-        const numbers =
-          pools.type === 'int8'
-            ? Array.from(part as Int8Array, (x) => Math.round(x * scales![vector]))
-            : Array.from(decodeFloats(part, pools.type));
-        for (const x of numbers) seen.add(sign * x);
-      }
+    for (let i = j * HEADS * DIM; i < (j + 1) * HEADS * DIM; i++) {
+      // The scales of integers are rounded.
+      seen.add(Math.fround(Math.round(keys.data[i] * 1000) / 1000));
+      seen.add(Math.fround(-Math.round(values.data[i] * 1000) / 1000));
     }
     expect(seen.size).toBe(1);
-    return [...seen][0];
+    return [...seen][0] + 0;
   });
 }
 
@@ -44,13 +34,20 @@ function append(cache: KVCache, id: number, values: number[]): void {
 }
 
 describe('KVCache', () => {
-  it.each(['float32', 'bfloat16', 'float16', 'int8'] as KVCacheType[])(
-    'property: a random program leaves what plain arrays hold (%s)',
-    (type) => {
+  const types: KVCacheType[] = ['float32', 'bfloat16', 'float16', 'int8', 'int4'];
+  const kinds = types.flatMap((type): [KVCacheType, number | undefined][] => [
+    [type, undefined],
+    [type, 0],
+    [type, 3],
+    [type, 9],
+  ]);
+  it.each(kinds)(
+    'property: a random program leaves what plain arrays hold (%s, window %s)',
+    (type, window) => {
       const step = fc.record({
         what: fc.constantFrom('create', 'append', 'append', 'append', 'fork', 'truncate', 'free'),
         which: fc.nat(100),
-        count: fc.nat(9),
+        count: fc.nat(20),
       });
       fc.assert(
         fc.property(
@@ -58,36 +55,57 @@ describe('KVCache', () => {
           fc.array(step, { maxLength: 60 }),
           (pageSize, program) => {
             const pages = 12;
-            const cache = new KVCache({ keyHeads: HEADS, headDim: DIM, type, pageSize, pages });
+            const cache = new KVCache({ keyHeads: HEADS, headDim: DIM, type, pageSize, pages, window });
             const model = new Map<number, number[]>();
+            /** Where a sequence must begin: nothing that the last append's first token saw is missing. */
+            const starts = new Map<number, number>();
+            const startFor = (length: number) =>
+              window === undefined ? 0 : Math.floor(Math.max(0, length - window) / pageSize) * pageSize;
             let next = 1;
             for (const { what, which, count } of program) {
               const ids = [...model.keys()];
               const id = ids[which % Math.max(1, ids.length)];
               if (what === 'create' || ids.length === 0) {
-                model.set(cache.create(), []);
+                const created = cache.create();
+                model.set(created, []);
+                starts.set(created, 0);
               } else if (what === 'append') {
                 const values = Array.from({ length: count }, () => next++ % 100);
+                const before = cache.freePages;
                 try {
                   append(cache, id, values);
+                  const length = model.get(id)!.length;
+                  if (count > 0) starts.set(id, Math.max(starts.get(id)!, startFor(length)));
                   model.get(id)!.push(...values);
                 } catch (error) {
                   // Full: nothing has changed.
                   expect((error as HeddleError).code).toBe('ERR_MEMORY');
+                  expect(cache.freePages).toBe(before);
                 }
               } else if (what === 'fork') {
-                model.set(cache.fork(id), model.get(id)!.slice());
+                const forked = cache.fork(id);
+                model.set(forked, model.get(id)!.slice());
+                starts.set(forked, starts.get(id)!);
               } else if (what === 'truncate') {
-                const length = Math.min(count, model.get(id)!.length);
-                cache.truncate(id, length);
-                model.get(id)!.length = length;
+                const old = model.get(id)!.length;
+                const length = Math.max(0, old - count);
+                const needs = Math.max(0, length - (window ?? Infinity));
+                if (length > 0 && length < old && needs < starts.get(id)!) {
+                  expectThrow(() => cache.truncate(id, length), 'ERR_VALUE', /^length: .* needs keys from/);
+                } else {
+                  cache.truncate(id, length);
+                  model.get(id)!.length = length;
+                  if (length === 0) starts.set(id, 0);
+                }
               } else {
                 cache.free(id);
                 model.delete(id);
+                starts.delete(id);
               }
               for (const [s, values] of model) {
                 expect(cache.length(s)).toBe(values.length);
-                expect(contents(cache, s)).toEqual(values);
+                expect(cache.start(s)).toBe(starts.get(s));
+                expect(contents(cache, s)).toEqual(values.slice(starts.get(s)));
               }
             }
             for (const s of model.keys()) cache.free(s);
@@ -121,15 +139,65 @@ describe('KVCache', () => {
     expect(int8.bytes).toBe(2 * 16 * (16 + 8));
   });
 
-  it('an int8 vector with a NaN is NaN; zeros stay zeros', () => {
-    const cache = new KVCache({ keyHeads: 1, headDim: 2, type: 'int8', pageSize: 4, pages: 1 });
+  it.each(['int8', 'int4'] as const)(
+    'an %s vector with a NaN or an infinity is NaN; zeros stay zeros',
+    (type) => {
+      const cache = new KVCache({ keyHeads: 1, headDim: 2, type, pageSize: 4, pages: 1 });
+      const id = cache.create();
+      const k = new Tensor('float32', Float32Array.from([0, 0, 1, NaN, -Infinity, 1]), [3, 1, 2]);
+      cache.append(id, k, k);
+      const { keys, values } = cache.read(id, 0, 3);
+      for (const t of [keys, values]) expect(Array.from(t.data)).toEqual([0, 0, NaN, NaN, NaN, NaN]);
+    },
+  );
+
+  it('int8 and int4 are symmetric, with a scale per token and head', () => {
+    for (const [type, top] of [
+      ['int8', 127],
+      ['int4', 7],
+    ] as const) {
+      const cache = new KVCache({ keyHeads: 2, headDim: 4, type, pages: 1 });
+      const id = cache.create();
+      const data = Float32Array.from([1, -2, 0.3, 1.9, 100, -52, 3, 7]);
+      cache.append(id, new Tensor('float32', data, [1, 2, 4]), new Tensor('float32', data, [1, 2, 4]));
+      const { keys, values } = cache.read(id, 0, 1);
+      expect(values.data).toEqual(keys.data);
+      for (const [i, x] of data.entries()) {
+        const step = (i < 4 ? 2 : 100) / top;
+        expect(keys.data[i]).toBeCloseTo(Math.round(x / step) * step, 5);
+      }
+    }
+    expect(new KVCache({ keyHeads: 2, headDim: 64, pageSize: 16, type: 'int4', pages: 1 }).bytes).toBe(
+      2 * 16 * (64 + 8),
+    );
+  });
+
+  it('a window bounds the memory while positions go on counting', () => {
+    const cache = new KVCache({ keyHeads: HEADS, headDim: DIM, pageSize: 4, pages: 5, window: 10 });
     const id = cache.create();
-    const k = new Tensor('float32', Float32Array.from([0, 0, 1, NaN]), [2, 1, 2]);
-    cache.append(id, k, k);
+    for (let i = 0; i < 1000; i++) append(cache, id, [i % 100, (i + 1) % 100]);
+    expect(cache.length(id)).toBe(2000);
+    expect(cache.start(id)).toBe(1988); // the token at 1998 sees from there on
+    expect(contents(cache, id).slice(0, 2)).toEqual([94, 95]);
+    cache.truncate(id, 1999);
+    expectThrow(() => cache.truncate(id, 1997), 'ERR_VALUE', /needs keys from 1987 on.* from 1988 on/);
+    expect(cache.length(id)).toBe(1999);
+    cache.truncate(id, 0);
+    expect([cache.start(id), cache.freePages]).toEqual([0, 5]);
+  });
+
+  it('what a running decode reads is not written over after a cut', async () => {
+    const cache = new KVCache({ keyHeads: HEADS, headDim: DIM, pageSize: 4, pages: 2 });
+    const id = cache.create();
+    append(cache, id, [1, 2, 3]);
     const { pools } = cache.beginRead([id]);
+    const before = pools.keys.slice();
+    cache.truncate(id, 1);
+    append(cache, id, [9]);
+    expect(contents(cache, id)).toEqual([1, 9]);
+    expect(pools.keys.slice(0, before.length / 2)).toEqual(before.slice(0, before.length / 2));
     cache.endRead();
-    expect(Array.from(pools.keyScales!.slice(0, 2))).toEqual([0, NaN]);
-    expect(Array.from(pools.keys.slice(0, 2) as Int8Array)).toEqual([0, 0]);
+    expect(cache.freePages).toBe(1);
   });
 
   const good: KVCacheOptions = { keyHeads: HEADS, headDim: DIM, pages: 2, pageSize: 4 };
@@ -153,6 +221,8 @@ describe('KVCache', () => {
     ],
     ['type', () => new KVCache({ ...good, type: 'float64' as never }), 'ERR_OPTION', /^type/],
     ['head dim', () => new KVCache({ ...good, headDim: 513 }), 'ERR_OPTION', /^headDim/],
+    ['window', () => new KVCache({ ...good, window: -1 }), 'ERR_OPTION', /^window/],
+    ['read beyond', () => cache.read(id, 0, 1), 'ERR_OPTION', /^end/],
     ['page size', () => new KVCache({ ...good, pageSize: 0 }), 'ERR_OPTION', /^pageSize/],
     [
       'memory',

@@ -36,6 +36,7 @@ const shapes: Shape[] = [
   { rows: 15, n: 31, k: 7, activation: 'gelu' },
   { rows: 15, n: 32, k: 7, activation: 'gelu-tanh' },
   { rows: 3, n: 1, k: 64, activation: 'sigmoid' },
+  { rows: 3, n: 40, k: 64, activation: 'tanh' },
   { rows: 3, n: 40, k: 64, activation: 'relu' },
   { rows: 3, n: 40, k: 64, activation: 'relu-squared' },
   { rows: 300, n: 40, k: 20 },

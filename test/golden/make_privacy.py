@@ -30,9 +30,9 @@ def tensor(t):
     return {"dims": list(t.shape), "data": [float(f"{v:.10g}") for v in t.flatten().tolist()]}
 
 
-def case(name, layer, kind, x, arguments, what):
-    """`what` maps the layer's input to the tensor the library takes. x is rounded to float32 first: it is exact."""
-    target = None
+def case(name, layer, kind, x, arguments, what, mask=None):
+    """`what` maps the layer's input to the tensor the library takes. x is rounded to float32 first: it is exact.
+    `mask` (of the output's places): padded ones have no loss."""
 
     def loss(parameters, xi, ti):
         y = functional_call(layer, parameters, (xi.unsqueeze(0),)).squeeze(0)
@@ -41,9 +41,18 @@ def case(name, layer, kind, x, arguments, what):
     parameters = {k: p.detach() for k, p in layer.named_parameters()}
     y = layer(x)
     target = torch.randn(y.shape)
+    if mask is not None:
+        target = target * (mask.unsqueeze(1) if kind == "group-norm" or kind.startswith("conv") else mask.unsqueeze(-1))
     per_sample = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, x, target)
     out = y.detach().requires_grad_(True)
     (g,) = torch.autograd.grad(torch.tanh(out * target).sum(), out)
+    inputs = what(x)
+    if mask is not None:
+        inputs["mask"] = mask
+    return record(name, kind, arguments, inputs, {"gradOutputs": g}, per_sample)
+
+
+def record(name, kind, arguments, inputs, gradients, per_sample):
     squared = sum(p.flatten(1).pow(2).sum(1) for p in per_sample.values())
     factors = torch.clamp(MAX_NORM / (squared.sqrt() + 1e-6), max=1.0)
     clipped = {k: torch.einsum("b,b...->...", factors, p) for k, p in per_sample.items()}
@@ -51,8 +60,7 @@ def case(name, layer, kind, x, arguments, what):
         "name": name,
         "kind": kind,
         "arguments": arguments,
-        "inputs": {k: tensor(v) for k, v in what(x).items()},
-        "gradOutputs": tensor(g),
+        "inputs": {k: tensor(v) for k, v in {**inputs, **gradients}.items()},
         "squaredNorms": tensor(squared),
         "factors": tensor(factors),
         "gradients": {k: tensor(v) for k, v in clipped.items()},
@@ -63,7 +71,72 @@ def exact(*dims):
     return torch.randn(*dims).float().double()
 
 
-def convolution(name, dims, x, outs, kernel, **options):
+def tied():
+    """x = W[ids], h = tanh(x M), logits = h Wᵀ; the loss also reads x, so that the embedding gets more than the head."""
+    ids, M = torch.randint(0, 5, (3, 6)), torch.randn(4, 4)
+    W, target, side = torch.randn(5, 4), torch.randn(3, 6, 5), torch.randn(3, 6, 4)
+
+    def from_embedding(x, W, target, side):
+        h = torch.tanh(x @ M)
+        logits = h @ W.T
+        return torch.tanh(logits * target).sum() + torch.tanh(x * side).sum(), h
+
+    loss = lambda W, ids, target, side: from_embedding(W[ids], W, target, side)[0]
+    per_sample = vmap(grad(loss), in_dims=(None, 0, 0, 0))(W, ids, target, side)
+    x = W[ids].requires_grad_(True)
+    total, h = from_embedding(x, W, target, side)
+    (ge,) = torch.autograd.grad(total, x)
+    logits = (h.detach() @ W.T).requires_grad_(True)
+    (gl,) = torch.autograd.grad(torch.tanh(logits * target).sum(), logits)
+    inputs = {"indices": ids, "hidden": h.detach(), "gradEmbeddings": ge, "gradLogits": gl}
+    return record("tied embedding", "tied-embedding", {}, inputs, {}, {"weight": per_sample})
+
+
+def lora():
+    x, W, target = exact(3, 4, 5), torch.randn(6, 5), torch.randn(3, 4, 6)
+    parameters = {"a": exact(2, 5), "b": exact(6, 2)}
+    forward = lambda p, x: x @ W.T + 0.5 * (x @ p["a"].T) @ p["b"].T
+    loss = lambda p, x, t: torch.tanh(forward(p, x) * t).sum()
+    per_sample = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, x, target)
+    y = forward(parameters, x).requires_grad_(True)
+    (g,) = torch.autograd.grad(torch.tanh(y * target).sum(), y)
+    return record("lora", "lora", {"scale": 0.5}, {"activations": x, **parameters}, {"gradOutputs": g}, per_sample)
+
+
+def experts():
+    """Every token goes to two of four experts; the rows of the batch are shuffled, and some were dropped."""
+    B, T, E = 3, 5, 4
+    x, route = exact(B, T, 3), torch.rand(B, T, E).topk(2).indices
+    kept, weight = torch.rand(B, T, 2) > 0.2, torch.rand(B, T, 2)
+    parameters, target = {"weight": torch.randn(E, 2, 3), "bias": torch.randn(E, 2)}, torch.randn(B, T, 2)
+
+    def outputs(p, x, route):
+        return torch.einsum("tkpd,td->tkp", p["weight"][route], x) + p["bias"][route]
+
+    def end(y, kept, weight, target):
+        return torch.tanh((y * (kept * weight).unsqueeze(-1)).sum(-2) * target).sum()
+
+    loss = lambda p, x, route, kept, weight, target: end(outputs(p, x, route), kept, weight, target)
+    per_sample = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0, 0))(parameters, x, route, kept, weight, target)
+    y = torch.stack([outputs(parameters, x[i], route[i]) for i in range(B)]).requires_grad_(True)
+    (g,) = torch.autograd.grad(end(y, kept, weight, target), y)
+    order = torch.randperm(B * T * 2)
+    inputs = {
+        "activations": x.unsqueeze(2).expand(B, T, 2, 3).reshape(-1, 3)[order],
+        "sampleIds": torch.arange(B).view(B, 1, 1).expand(B, T, 2).reshape(-1)[order],
+        "expertIds": torch.where(kept, route, -1).reshape(-1)[order],
+    }
+    arguments = {"samples": B, "numExperts": E, "bias": True}
+    return record("experts", "experts", arguments, inputs, {"gradOutputs": g.reshape(-1, 2)[order]}, per_sample)
+
+
+def padding(*dims):
+    mask = (torch.rand(*dims) > 0.4).long()
+    mask[-1] = 0
+    return mask
+
+
+def convolution(name, dims, x, outs, kernel, mask=None, **options):
     module = [torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d][dims - 1]
     layer = module(x.shape[1], outs, kernel, **options)
     spread = lambda v: list(v) if isinstance(v, tuple) else [v] * dims
@@ -75,7 +148,7 @@ def convolution(name, dims, x, outs, kernel, **options):
         "groups": options.get("groups", 1),
         "bias": options.get("bias", True),
     }
-    return case(name, layer, f"conv{dims}d", x, arguments, lambda v: {"input": v})
+    return case(name, layer, f"conv{dims}d", x, arguments, lambda v: {"input": v}, mask)
 
 
 def cases():
@@ -98,6 +171,16 @@ def cases():
     yield convolution("conv2d, groups", 2, exact(2, 4, 5, 5), 6, 3, padding=1, groups=2, dilation=(1, 2), bias=False)
     yield convolution("conv2d, depthwise", 2, exact(2, 3, 4, 4), 3, 2, groups=3)
     yield convolution("conv3d", 3, exact(2, 2, 3, 4, 4), 2, (2, 2, 3), stride=(1, 2, 1), padding=(0, 1, 1))
+    # Appended, so that the cases above keep their data.
+    yield tied()
+    yield lora()
+    yield experts()
+    yield case("linear, padded", nn.Linear(5, 3), "linear", exact(3, 4, 5), {"bias": True},
+               lambda x: {"activations": x}, padding(3, 4))
+    yield case("group-norm, padded", nn.GroupNorm(2, 4), "group-norm", exact(3, 4, 3, 2), {"bias": True},
+               lambda x: {"normalized": nn.functional.group_norm(x, 2)}, padding(3, 3, 2))
+    yield convolution("conv1d, padded", 1, exact(3, 4, 9), 6, 3, padding(3, 9), padding=2, dilation=2, groups=2)
+    yield convolution("conv2d, padded", 2, exact(3, 3, 5, 5), 4, 3, padding(3, 3, 3), stride=2, padding=1)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ struct Variant {
   int64_t group;
   bool symmetric, search;
   double tolerance;
+  float size = 0.0f;  // of the smallest weights, where they are not all of size 1; doubled from row to row, three rows
 };
 const Variant kVariants[] = {
     {"float32", PackType::kFloat32, 0, true, false, 2e-6},
@@ -54,6 +55,7 @@ const Variant kVariants[] = {
     {"int4 g64 zero points", PackType::kInt4, 64, false, false, 1e-6},
     {"int4 g128 zero points, search", PackType::kInt4, 128, false, true, 1e-6},
     {"mxfp4", PackType::kMxfp4, 32, true, false, 1e-6},
+    {"mxfp4, exponents 0 to 2", PackType::kMxfp4, 32, true, false, 1e-6, 0x1p-126f},
     {"float8", PackType::kFloat8, 0, true, false, 2e-6},
 };
 
@@ -123,11 +125,18 @@ double test_product(Isa isa, const Variant& v, int64_t n, int64_t k) {
   constexpr int64_t kRows = 17;
   std::vector<float> w(static_cast<size_t>(n * k)), x(static_cast<size_t>(kRows * k));
   for (size_t i = 0; i < w.size(); ++i) w[i] = random.normal() + (i / 64 % 3 ? 0.7f : 0.0f);
+  for (size_t i = 0; v.size > 0 && i < w.size(); ++i) w[i] *= std::ldexp(v.size, static_cast<int>(i / static_cast<size_t>(k) % 3));
   for (float& f : x) f = random.normal();
   Status status;
   const auto m = pack(v, w, n, k, &status);
   CHECK(status == kOk, "%s: status %d", v.name, static_cast<int>(status));
 
+  if (v.size > 0) {  // the case is about these
+    const auto* e = m->exponent.as<uint8_t>();
+    for (int i = 0; i < 3; ++i) {
+      CHECK(n * k < 1000 || std::memchr(e, i, m->exponent.size()), "no group with exponent %d", i);
+    }
+  }
   const Operand kind = operand_kind(isa, v.type);
   std::vector<double> expected(static_cast<size_t>(kRows * n));
   for (int64_t r = 0; r < kRows; ++r) {

@@ -206,6 +206,12 @@ static void run_math() {
   AT(sigmoid, -1e30f, 0.0f);
   AT(sigmoid, nan, nan);
   MEASURE(sqrt_softplus, -87.3365402f, 3.40282347e38f, plain::kSqrtSoftplusUlp);
+  MEASURE(tanh, -3.40282347e38f, 3.40282347e38f, plain::kTanhUlp);
+  AT(tanh, 0.0f, 0.0f);
+  AT(tanh, 1e-40f, 1e-40f);
+  AT(tanh, inf, 1.0f);
+  AT(tanh, -inf, -1.0f);
+  AT(tanh, nan, nan);
   AT(sqrt_softplus, inf, inf);
   AT(sqrt_softplus, -88.0f, 0.0f);
   AT(sqrt_softplus, -inf, 0.0f);

@@ -282,12 +282,12 @@ function conv(
 }
 
 const [B, T, d, p, r] = [2, 3, 4, 3, 2];
-const loraLayer = (down: Float64Array, up: Float64Array, A: Float64Array, G: Float64Array): Layer => ({
+const loraLayer = (a: Float64Array, b: Float64Array, A: Float64Array, G: Float64Array): Layer => ({
   kind: 'lora',
   activations: A,
   gradOutputs: G,
-  down,
-  up,
+  a,
+  b,
   samples: B,
   positions: T,
   inputs: d,
@@ -314,22 +314,22 @@ describe('per-sample gradients', () => {
   });
 
   it('lora: central differences of an independent forward', () => {
-    const [down, up, A, G] = [random(r * d), random(p * r), random(B * T * d), random(B * T * p)];
-    const layer = loraLayer(down, up, A, G);
+    const [a, b, A, G] = [random(r * d), random(p * r), random(B * T * d), random(B * T * p)];
+    const layer = loraLayer(a, b, A, G);
     const loss = (i: number) => {
       let sum = 0;
       for (let t = i * T; t < (i + 1) * T; t++)
         for (let o = 0; o < p; o++)
           for (let k = 0; k < r; k++)
             for (let j = 0; j < d; j++)
-              sum += 0.5 * G[t * p + o] * up[o * r + k] * down[k * d + j] * A[t * d + j];
+              sum += 0.5 * G[t * p + o] * b[o * r + k] * a[k * d + j] * A[t * d + j];
       return sum;
     };
     for (let i = 0; i < B; i++) {
       const gradient = perSampleGradient(layer, i);
       for (const [name, values] of [
-        ['down', down],
-        ['up', up],
+        ['a', a],
+        ['b', b],
       ] as const) {
         for (let e = 0; e < values.length; e++) {
           const kept = values[e];
@@ -485,8 +485,9 @@ describe('clipFactors', () => {
     }
     expect(threshold).toBeCloseTo(0.3, 2);
     const options = { quantile: 0.5, rate: 1, expectedBatch: 4, noise: 1 };
-    expect(adaptThreshold([1, 3], 2, options)).toBe(2 * Math.exp(-(0.5 - 0.5)));
-    expect(adaptThreshold([], 2, { ...options, noise: 0 })).toBe(2 * Math.exp(0.5)); // an empty batch
+    expect(adaptThreshold([1, 3], 2, options)).toBe(2 * Math.exp(-(0.75 - 0.5)));
+    expect(adaptThreshold([1, 1, 1, 3], 2, { ...options, noise: 0 })).toBe(2 * Math.exp(-(0.75 - 0.5)));
+    expect(adaptThreshold([], 2, { ...options, noise: 0 })).toBe(2); // an empty batch says nothing
   });
 });
 

@@ -20,6 +20,7 @@ export const LINEAR_ACTIVATIONS = [
   'relu',
   'relu-squared',
   'sigmoid',
+  'tanh',
 ] as const;
 export type LinearActivation = (typeof LINEAR_ACTIVATIONS)[number];
 
@@ -48,6 +49,7 @@ export function linearReference(
       const v = dot(weight.rows[n], a) + (bias === null ? 0 : bias[n]);
       let y = v;
       if (kind === 'sigmoid') y = 1 / (1 + Math.exp(-v));
+      else if (kind === 'tanh') y = Math.tanh(v);
       else if (kind !== 'none') y = gatedActivation(kind, v, 1, 0, 0);
       writeFloat(out, outType, m * weight.n + n, y);
     }

@@ -67,16 +67,17 @@ export function clipFactorsReference(
 /**
  * Quantile-adaptive threshold (Andrew, Thakkar, McMahan & Ramaswamy 2021): the share of samples with n ≤ R,
  * noised, moves R towards the norm that `quantile` of them do not exceed: R·e^{−rate·(b̃ − quantile)},
- * b̃ = (#{n ≤ R} + noise)/B̄ with B̄ the public expected batch. `noise` is drawn by the caller and accounted
- * for like any other Gaussian query (sensitivity 1; ½ after centring).
+ * b̃ = ½ + (Σ_i (1[n_i ≤ R] − ½) + noise)/B̄ with B̄ the public expected batch. Centred, a sample moves the sum by ½ at
+ * most. `noise` is drawn by the caller and accounted for like that of any Gaussian query. A norm that is not finite is
+ * above R.
  */
 export function adaptThreshold(
   norms: ArrayLike<number>,
   maxNorm: number,
   options: { quantile: number; rate: number; expectedBatch: number; noise: number },
 ): number {
-  let below = 0;
-  for (let i = 0; i < norms.length; i++) if (norms[i] <= maxNorm) below++;
-  const share = (below + options.noise) / options.expectedBatch;
+  let centred = 0;
+  for (let i = 0; i < norms.length; i++) centred += norms[i] <= maxNorm ? 0.5 : -0.5;
+  const share = 0.5 + (centred + options.noise) / options.expectedBatch;
   return maxNorm * Math.exp(-options.rate * (share - options.quantile));
 }

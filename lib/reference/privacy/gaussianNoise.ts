@@ -8,6 +8,9 @@ const GROUP = 8 * LANES;
 export const NOISE_STREAM = 0;
 export const SAMPLING_STREAM = 1;
 export const SHUFFLE_STREAM = 2;
+export const DISCRETE_STREAM = 3;
+/** The count of an adaptive threshold. */
+export const COUNT_STREAM = 4;
 
 /**
  * Gaussian noise keyed by (key, step, global element index): the same element has the same noise however the

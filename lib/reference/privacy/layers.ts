@@ -47,7 +47,7 @@ export interface NormLayer extends Positions {
   bias: boolean;
 }
 
-/** output[c, s] = γ_c·x̂[c, s] + β_c; x̂ and gradients [samples, channels, spatial]. */
+/** output[c, s] = γ_c·x̂[c, s] + β_c; x̂ and gradients [samples, channels, spatial], mask [samples, spatial]. */
 export interface GroupNormLayer {
   kind: 'group-norm';
   normalized: Values;
@@ -56,11 +56,13 @@ export interface GroupNormLayer {
   channels: number;
   spatial: number;
   bias: boolean;
+  mask?: Mask | null;
 }
 
 /**
  * Cross-correlation, as frameworks call convolution. input [samples, inChannels, ...size], gradOutputs
- * [samples, outChannels, ...outputSize], weight [outChannels, inChannels/groups, ...kernel].
+ * [samples, outChannels, ...outputSize], weight [outChannels, inChannels/groups, ...kernel], mask
+ * [samples, ...outputSize].
  */
 export interface ConvLayer {
   kind: 'conv1d' | 'conv2d' | 'conv3d';
@@ -77,6 +79,7 @@ export interface ConvLayer {
   dilation: readonly number[];
   groups: number;
   bias: boolean;
+  mask?: Mask | null;
 }
 
 /**
@@ -94,13 +97,13 @@ export interface TiedEmbeddingLayer extends Positions {
   paddingIndex: number;
 }
 
-/** Adapter s·U·D·A_t beside a frozen matrix; D [rank, inputs], U [outputs, rank], s = scale. */
+/** Adapter s·B·A·x_t beside a frozen matrix; A [rank, inputs], B [outputs, rank], s = scale, x the activations. */
 export interface LoraLayer extends Positions {
   kind: 'lora';
   activations: Values;
   gradOutputs: Values;
-  down: Values;
-  up: Values;
+  a: Values;
+  b: Values;
   inputs: number;
   outputs: number;
   rank: number;
@@ -109,7 +112,7 @@ export interface LoraLayer extends Positions {
 
 /**
  * One linear layer per expert, W [experts, outputs, inputs]; the rows of a batch are spread over the experts.
- * Row n belongs to sample `sampleOf[n]` and went to expert `expertOf[n]`; −1 in either: dropped.
+ * Row n belongs to sample `sampleOf[n]` and went to expert `expertOf[n]`; −1 in either: dropped. mask [rows].
  */
 export interface ExpertsLayer {
   kind: 'experts';
@@ -123,6 +126,7 @@ export interface ExpertsLayer {
   inputs: number;
   outputs: number;
   bias: boolean;
+  mask?: Mask | null;
 }
 
 export type Layer =
@@ -135,7 +139,7 @@ export type Layer =
   | LoraLayer
   | ExpertsLayer;
 
-/** Gradients by parameter: `weight` and `bias`; `down` and `up` of an adapter. */
+/** Gradients by parameter: `weight` and `bias`; `a` and `b` of an adapter. */
 export type Gradients = Record<string, Float64Array>;
 
 /** Zeros in the shapes of a layer's parameters. */
@@ -158,8 +162,8 @@ export function zeroGradients(layer: Layer): Gradients {
       return withBias(layer.numEmbeddings * layer.width, 0, false);
     case 'lora':
       return {
-        down: new Float64Array(layer.rank * layer.inputs),
-        up: new Float64Array(layer.outputs * layer.rank),
+        a: new Float64Array(layer.rank * layer.inputs),
+        b: new Float64Array(layer.outputs * layer.rank),
       };
     case 'experts':
       return withBias(
@@ -184,7 +188,7 @@ export function product(extents: readonly number[]): number {
 }
 
 /** The positions of a sample that are not padding. */
-export function positionsOf(layer: Positions, sample: number): number[] {
+export function positionsOf(layer: Omit<Positions, 'samples'>, sample: number): number[] {
   const { positions, mask } = layer;
   return Array.from({ length: positions }, (_, t) => t).filter(
     (t) => mask === undefined || mask === null || mask[sample * positions + t] !== 0,

@@ -75,7 +75,7 @@ export function perSampleGradient(layer: Layer, sample: number): Gradients {
       for (let c = 0; c < channels; c++) {
         const g = rowOf(gradOutputs, sample * channels + c, spatial);
         const x = rowOf(normalized, sample * channels + c, spatial);
-        for (let s = 0; s < spatial; s++) {
+        for (const s of positionsOf({ positions: spatial, mask: layer.mask }, sample)) {
           out.weight[c] += x[s] * g[s];
           if (layer.bias) out.bias[c] += g[s];
         }
@@ -93,15 +93,15 @@ export function perSampleGradient(layer: Layer, sample: number): Gradients {
       }
       return out;
     }
-    // With u_t = D·A_t: ∂U = s Σ_t G_t u_tᵀ, ∂D = s Σ_t (UᵀG_t) A_tᵀ
+    // With u_t = A·x_t: ∂B = s Σ_t G_t u_tᵀ, ∂A = s Σ_t (BᵀG_t) x_tᵀ
     case 'lora': {
       const { activations, gradOutputs, positions, inputs, outputs, scale } = layer;
       for (const t of positionsOf(layer, sample)) {
         const row = sample * positions + t;
-        const a = rowOf(activations, row, inputs);
+        const x = rowOf(activations, row, inputs);
         const g = rowOf(gradOutputs, row, outputs);
-        addOuter(out.up, 0, g, adapterInput(layer, a), scale);
-        addOuter(out.down, 0, adapterGradient(layer, g), a, scale);
+        addOuter(out.b, 0, g, adapterInput(layer, x), scale);
+        addOuter(out.a, 0, adapterGradient(layer, g), x, scale);
       }
       return out;
     }
@@ -110,7 +110,7 @@ export function perSampleGradient(layer: Layer, sample: number): Gradients {
       const { activations, gradOutputs, sampleOf, expertOf, rows, inputs, outputs } = layer;
       for (let n = 0; n < rows; n++) {
         const e = expertOf[n];
-        if (sampleOf[n] !== sample || e < 0) continue;
+        if (sampleOf[n] !== sample || e < 0 || layer.mask?.[n] === 0) continue;
         const g = rowOf(gradOutputs, n, outputs);
         addOuter(out.weight, e * outputs * inputs, g, rowOf(activations, n, inputs));
         if (layer.bias) addRow(out.bias, e * outputs, g);
@@ -131,23 +131,20 @@ export function perSampleGradient(layer: Layer, sample: number): Gradients {
   }
 }
 
-/** u = D·a, what the adapter's upper matrix reads. */
-export function adapterInput(
-  layer: { down: ArrayLike<number>; rank: number },
-  a: Float64Array,
-): Float64Array {
+/** u = A·x, what the adapter's second matrix reads. */
+export function adapterInput(layer: { a: ArrayLike<number>; rank: number }, x: Float64Array): Float64Array {
   return Float64Array.from({ length: layer.rank }, (_, r) =>
-    a.reduce((sum, value, j) => sum + layer.down[r * a.length + j] * value, 0),
+    x.reduce((sum, value, j) => sum + layer.a[r * x.length + j] * value, 0),
   );
 }
 
-/** Uᵀ·g, what comes back through the adapter's upper matrix. */
+/** Bᵀ·g, what comes back through the adapter's second matrix. */
 export function adapterGradient(
-  layer: { up: ArrayLike<number>; rank: number },
+  layer: { b: ArrayLike<number>; rank: number },
   g: Float64Array,
 ): Float64Array {
   return Float64Array.from({ length: layer.rank }, (_, r) =>
-    g.reduce((sum, value, o) => sum + layer.up[o * layer.rank + r] * value, 0),
+    g.reduce((sum, value, o) => sum + layer.b[o * layer.rank + r] * value, 0),
   );
 }
 
@@ -187,5 +184,6 @@ export function unfold(layer: ConvLayer, group: number): LinearLayer {
     }
   }
   const inputs = channels * product(kernel);
-  return { kind: 'linear', activations, gradOutputs, samples, positions, inputs, outputs, bias: layer.bias };
+  const { bias, mask } = layer;
+  return { kind: 'linear', activations, gradOutputs, samples, positions, inputs, outputs, bias, mask };
 }

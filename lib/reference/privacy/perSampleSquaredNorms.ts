@@ -81,7 +81,7 @@ function ghostSquaredNorm(layer: Layer, sample: number): number {
       }
       return clampGram(embedding + head + 2 * cross);
     }
-    // Two linear layers: U reads D·A_t and gets s·G_t; D reads A_t and gets s·UᵀG_t.
+    // Two linear layers: B reads A·x_t and gets s·G_t; A reads x_t and gets s·BᵀG_t.
     case 'lora': {
       const { activations, gradOutputs, positions, inputs, outputs, rank, scale } = layer;
       const all = Array.from({ length: layer.samples * positions }, (_, row) => row);
@@ -105,6 +105,7 @@ function ghostSquaredNorm(layer: Layer, sample: number): number {
       for (let n = 0; n < layer.rows; n++) {
         for (let m = 0; m < layer.rows; m++) {
           if (sampleOf[n] !== sample || sampleOf[m] !== sample) continue;
+          if (layer.mask?.[n] === 0 || layer.mask?.[m] === 0) continue;
           if (expertOf[n] < 0 || expertOf[n] !== expertOf[m]) continue;
           const gram = dot(rowOf(activations, n, inputs), rowOf(activations, m, inputs));
           sum +=

@@ -9,7 +9,7 @@ import type { OpOptions } from '../../../lib/op.ts';
 import type { WeightType } from '../../../lib/reference/gemm/quantize.ts';
 import { Tensor } from '../../../lib/tensor.ts';
 import type { OpCase, PeerSpec, PreparedCase } from '../case.ts';
-import type { Random } from '../random.ts';
+import { Random } from '../random.ts';
 
 interface Model {
   name: string;
@@ -23,8 +23,8 @@ interface Model {
 }
 
 /**
- * One layer of each model. DeepSeek-V3 has 256 experts (45 GB in float32); 32 of them stand here, which changes the
- * experts that a batch spreads over but not the cost of a token.
+ * One layer of each model. DeepSeek-V3's 256 experts are 45 GB in float32; its name says how many of them stand here,
+ * which changes the experts that a batch spreads over but not the cost of a token.
  */
 const models: Model[] = [
   { name: '64/8/2048/768', experts: 64, k: 8, hidden: 2048, intermediate: 768 },
@@ -33,10 +33,17 @@ const models: Model[] = [
   { name: 'OLMoE', experts: 64, k: 8, hidden: 2048, intermediate: 1024 },
   { name: 'gpt-oss-20b', experts: 32, k: 4, hidden: 2880, intermediate: 2880, clamped: true },
   { name: 'Mixtral-8x7B', experts: 8, k: 2, hidden: 4096, intermediate: 14336, alone: true },
-  { name: 'DeepSeek-V3 (32 experts)', experts: 32, k: 8, hidden: 7168, intermediate: 2048, alone: true },
+  {
+    name: 'DeepSeek-V3 (32 of 256 experts)',
+    experts: 32,
+    k: 8,
+    hidden: 7168,
+    intermediate: 2048,
+    alone: true,
+  },
 ];
 
-const TOKENS = [1, 4, 8, 16, 64, 512, 4096];
+const TOKENS = [1, 4, 16, 64, 512, 4096];
 const TYPES: WeightType[] = ['float32', 'bfloat16', 'float8', 'int8', 'int4', 'mxfp4'];
 const BYTES_PER_WEIGHT: Record<WeightType, number> = {
   float32: 4,
@@ -68,11 +75,84 @@ function block(random: Random, size: number, experts: number, scale: number): (e
   return (e) => all.subarray(e * shift, e * shift + size);
 }
 
+/** The weights of a model's layer in one type. Packing takes longer than timing, so all token counts share them. */
+class Layer {
+  private static last: { key: string; layer: Layer } | undefined;
+  private readonly gate;
+  private readonly up;
+  private readonly down;
+  private packed: ExpertWeights | undefined;
+  private reference: ExpertWeights | undefined;
+
+  /** One layer is kept: the last one asked for. */
+  static of(m: Model, type: WeightType): Layer {
+    const key = `${m.name} ${type}`;
+    if (Layer.last?.key !== key) {
+      Layer.last?.layer.free();
+      Layer.last = undefined;
+      Layer.last = { key, layer: new Layer(m, type) };
+    }
+    return Layer.last.layer;
+  }
+
+  private constructor(
+    private readonly m: Model,
+    private readonly type: WeightType,
+  ) {
+    const { experts, hidden: d, intermediate: f } = m;
+    const weights = 3 * d * f;
+    const needed = experts * weights * BYTES_PER_WEIGHT[type] + 4 * weights;
+    const free = process.availableMemory();
+    if (needed > 0.9 * free) {
+      const gib = (n: number) => `${(n / 2 ** 30).toFixed(1)} GiB`;
+      throw new Error(`the layer's weights need ${gib(needed)}, and ${gib(free)} are free`);
+    }
+    const random = new Random(1);
+    this.gate = block(random, f * d, experts, d ** -0.5);
+    this.up = block(random, f * d, experts, d ** -0.5);
+    this.down = block(random, d * f, experts, f ** -0.5);
+  }
+
+  private pack(ids: number[], backend?: OpOptions['backend']): ExpertWeights {
+    const { hidden: d, intermediate: f, clamped } = this.m;
+    const sources = {
+      gate: ids.map((e) => new Tensor('float32', this.gate(e), [f, d])),
+      up: ids.map((e) => new Tensor('float32', this.up(e), [f, d])),
+      down: ids.map((e) => new Tensor('float32', this.down(e), [d, f])),
+    };
+    return packExpertsSync(sources, {
+      type: this.type,
+      activation: clamped ? 'clamped-swiglu' : 'silu',
+      backend,
+    });
+  }
+
+  get weights(): ExpertWeights {
+    this.packed ??= this.pack(Array.from({ length: this.m.experts }, (_, e) => e));
+    return this.packed;
+  }
+
+  /** The first k experts alone: those of every case's first token. */
+  firstExperts(backend: OpOptions['backend']): ExpertWeights {
+    this.reference ??= this.pack(
+      Array.from({ length: this.m.k }, (_, e) => e),
+      backend,
+    );
+    return this.reference;
+  }
+
+  private free(): void {
+    this.packed?.dispose();
+    this.reference?.dispose();
+  }
+}
+
 function routings(random: Random, m: Model, tokens: number): Routing[] {
-  return Array.from({ length: tokens > 64 ? 1 : ROUTINGS }, () => {
+  return Array.from({ length: tokens > 64 ? 1 : ROUTINGS }, (_, r) => {
     const indices = new Int32Array(tokens * m.k);
     for (let t = 0; t < tokens; t++) {
-      const ids = new Set<number>();
+      // The first token of the first routing is what the reference computes: experts 0, 1, ... k - 1.
+      const ids = new Set<number>(r === 0 && t === 0 ? Array(m.k).keys() : []);
       while (ids.size < m.k) ids.add(random.integer(0, m.experts - 1));
       indices.set([...ids], t * m.k);
     }
@@ -85,47 +165,25 @@ function routings(random: Random, m: Model, tokens: number): Routing[] {
 }
 
 function prepare(m: Model, tokens: number, type: WeightType, random: Random): PreparedCase {
-  const { experts, hidden: d, intermediate: f, k } = m;
-  const gate = block(random, f * d, experts, d ** -0.5);
-  const up = block(random, f * d, experts, d ** -0.5);
-  const down = block(random, d * f, experts, f ** -0.5);
-  const activation = m.clamped ? ('clamped-swiglu' as const) : ('silu' as const);
-  const sources = (ids: number[]) => ({
-    gate: ids.map((e) => new Tensor('float32', gate(e), [f, d])),
-    up: ids.map((e) => new Tensor('float32', up(e), [f, d])),
-    down: ids.map((e) => new Tensor('float32', down(e), [d, f])),
-  });
+  const { hidden: d, k } = m;
+  const layer = Layer.of(m, type);
   const x = new Tensor('float32', random.normals(tokens * d), [tokens, d]);
   const list = routings(random, m, tokens);
-  let packed: ExpertWeights | undefined;
-  const weights = () => {
-    packed ??= packExpertsSync(sources(Array.from({ length: experts }, (_, e) => e)), { type, activation });
-    return packed;
-  };
-  // The reference computes the first token only, with the experts of that token.
-  const firstIds = Array.from(list[0].indices.data.subarray(0, k));
+  // The reference computes the first token only.
   const first = (o: OpOptions): Tensor[] => {
     const routing: Routing = {
-      indices: new Tensor('int32', Int32Array.from(firstIds.keys()), [1, k]),
+      indices: new Tensor('int32', Int32Array.from(Array(k).keys()), [1, k]),
       weights: new Tensor('float32', list[0].weights.data.slice(0, k), [1, k]),
     };
-    const bank = packExpertsSync(sources(firstIds), { type, activation, backend: o.backend });
-    try {
-      return [
-        expertsForwardSync(new Tensor('float32', x.data.slice(0, d), [1, d]), routing, bank, {
-          threads: o.threads,
-        }),
-      ];
-    } finally {
-      bank.dispose();
-    }
+    const row = new Tensor('float32', x.data.slice(0, d), [1, d]);
+    return [expertsForwardSync(row, routing, layer.firstExperts(o.backend), { threads: o.threads })];
   };
   const slice: PreparedCase = { run: first, runAsync: async (o) => first(o) };
   return {
-    run: (o) => [expertsForwardSync(x, list[0], weights(), o)],
-    runAsync: async (o) => [await expertsForward(x, list[0], weights(), o)],
+    run: (o) => [expertsForwardSync(x, list[0], layer.weights, o)],
+    runAsync: async (o) => [await expertsForward(x, list[0], layer.weights, o)],
     timed(o) {
-      const w = weights();
+      const w = layer.weights;
       const out = expertsForwardSync(x, list[0], w, o);
       let i = 0;
       return () => expertsForwardSync(x, list[i++ % list.length], w, { ...o, out });
@@ -134,10 +192,6 @@ function prepare(m: Model, tokens: number, type: WeightType, random: Random): Pr
       prepared: slice,
       fraction: 1 / tokens,
       of: ([y]) => [new Tensor('float32', (y.data as Float32Array).slice(0, d), [1, d])],
-    },
-    dispose() {
-      packed?.dispose();
-      packed = undefined;
     },
   };
 }

@@ -1,20 +1,26 @@
 import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
 import type { ConvLayer } from '../../../lib/privacy/convLayer.ts';
 import type { PrivateLayer } from '../../../lib/privacy/layer.ts';
+import type { LoraLayer } from '../../../lib/privacy/loraLayer.ts';
 import { Tensor } from '../../../lib/tensor.ts';
 import type { Random } from '../random.ts';
 
 /** One layer of the privacy tables: shapes first, data drawn when the case is prepared. */
 export interface LayerShape {
   name: string;
-  kind: PrivateLayer['kind'];
-  /** `[B, …]`; for group-norm `[B, C, …]`. */
+  kind: (PrivateLayer | LoraLayer)['kind'];
+  /** `[B, …]`; for group-norm `[B, C, …]`; for experts `[rows]`. */
   lead: number[];
   inputs?: number;
   outputs?: number;
   bias?: boolean;
   numEmbeddings?: number;
   paddingIndex?: number;
+  /** Of an adapter. */
+  rank?: number;
+  /** Experts: B and E. */
+  samples?: number;
+  experts?: number;
   /** Share of positions that are padding; their data is NaN. The last sample is all padding. */
   padded?: number;
   /** Types of what goes in and of the gradients. */
@@ -25,179 +31,10 @@ export interface LayerShape {
   bench?: boolean;
 }
 
-/** Every layer kind: odd extents, one position, no position, padding, mixed types, several chunks. */
-export const layerShapes: LayerShape[] = [
-  { name: 'linear', kind: 'linear', lead: [3, 37], inputs: 45, outputs: 67, bias: true },
-  { name: 'linear, no bias', kind: 'linear', lead: [2, 16], inputs: 32, outputs: 16, bias: false },
-  { name: 'linear, two leading axes', kind: 'linear', lead: [2, 3, 5], inputs: 9, outputs: 7, bias: true },
-  { name: 'linear, one position', kind: 'linear', lead: [67], inputs: 45, outputs: 31, bias: true },
-  { name: 'linear, one of everything', kind: 'linear', lead: [1], inputs: 1, outputs: 1, bias: true },
-  { name: 'linear, padded', kind: 'linear', lead: [4, 35], inputs: 33, outputs: 20, bias: true, padded: 0.4 },
-  { name: 'linear, chunks of positions', kind: 'linear', lead: [2, 300], inputs: 13, outputs: 6, bias: true },
-  { name: 'linear, chunks of features', kind: 'linear', lead: [2, 5], inputs: 290, outputs: 270, bias: true },
-  { name: 'linear, no samples', kind: 'linear', lead: [0, 5], inputs: 3, outputs: 4, bias: true },
-  { name: 'linear, no positions', kind: 'linear', lead: [3, 0], inputs: 3, outputs: 4, bias: true },
-  { name: 'linear, no inputs', kind: 'linear', lead: [3, 5], inputs: 0, outputs: 4, bias: true },
-  {
-    name: 'linear bf16',
-    kind: 'linear',
-    lead: [3, 29],
-    inputs: 51,
-    outputs: 37,
-    bias: true,
-    types: ['bfloat16', 'bfloat16'],
-  },
-  {
-    name: 'linear bf16 x fp16',
-    kind: 'linear',
-    lead: [3, 18],
-    inputs: 21,
-    outputs: 35,
-    bias: true,
-    types: ['bfloat16', 'float16'],
-  },
-  { name: 'embedding', kind: 'embedding', lead: [4, 41], outputs: 19, numEmbeddings: 13 },
-  {
-    name: 'embedding, padding index and mask',
-    kind: 'embedding',
-    lead: [4, 30],
-    outputs: 70,
-    numEmbeddings: 11,
-    paddingIndex: 3,
-    padded: 0.3,
-  },
-  {
-    name: 'embedding int64 bf16',
-    kind: 'embedding',
-    lead: [3, 20],
-    outputs: 33,
-    numEmbeddings: 50,
-    wide: true,
-    types: ['float32', 'bfloat16'],
-  },
-  { name: 'layer-norm', kind: 'layer-norm', lead: [3, 140], outputs: 75, bias: true },
-  { name: 'layer-norm, padded', kind: 'layer-norm', lead: [3, 17], outputs: 300, bias: true, padded: 0.3 },
-  { name: 'rms-norm', kind: 'rms-norm', lead: [3, 21], outputs: 40, bias: false },
-  {
-    name: 'rms-norm bf16',
-    kind: 'rms-norm',
-    lead: [3, 21],
-    outputs: 40,
-    bias: false,
-    types: ['bfloat16', 'bfloat16'],
-  },
-  { name: 'group-norm', kind: 'group-norm', lead: [3, 10, 7, 9], bias: true },
-  { name: 'group-norm, no bias', kind: 'group-norm', lead: [2, 6], bias: false },
-  {
-    name: 'conv1d',
-    kind: 'conv1d',
-    lead: [3, 6, 41],
-    outputs: 8,
-    bias: true,
-    conv: { kernel: 3, stride: 2, padding: 2, dilation: 2 },
-  },
-  {
-    name: 'conv2d',
-    kind: 'conv2d',
-    lead: [3, 5, 9, 11],
-    outputs: 7,
-    bias: true,
-    conv: { kernel: 3, padding: 1 },
-  },
-  {
-    name: 'conv2d, groups bf16',
-    kind: 'conv2d',
-    lead: [2, 6, 8, 7],
-    outputs: 9,
-    bias: true,
-    types: ['bfloat16', 'bfloat16'],
-    conv: { kernel: [2, 3], stride: [1, 2], padding: [0, 1], groups: 3 },
-  },
-  {
-    name: 'conv2d, depthwise',
-    kind: 'conv2d',
-    lead: [3, 4, 6, 6],
-    outputs: 8,
-    bias: false,
-    conv: { kernel: 3, groups: 4 },
-  },
-  {
-    name: 'conv2d, chunks of places',
-    kind: 'conv2d',
-    lead: [1, 1, 18, 18],
-    outputs: 2,
-    bias: true,
-    conv: { kernel: 2 },
-  },
-  {
-    name: 'conv2d, chunks of inputs',
-    kind: 'conv2d',
-    lead: [2, 35, 4, 4],
-    outputs: 3,
-    bias: true,
-    conv: { kernel: 3 },
-  },
-  {
-    name: 'conv3d',
-    kind: 'conv3d',
-    lead: [2, 2, 4, 5, 6],
-    outputs: 4,
-    bias: true,
-    conv: { kernel: [2, 3, 2], stride: [2, 1, 1], padding: [1, 0, 2], dilation: [1, 2, 1], groups: 2 },
-  },
-  {
-    name: 'conv1d, no samples',
-    kind: 'conv1d',
-    lead: [0, 2, 5],
-    outputs: 2,
-    bias: true,
-    conv: { kernel: 3 },
-  },
-];
-
-/** The same layers at the size of real ones. */
-export const benchShapes: LayerShape[] = [
-  { name: 'linear', kind: 'linear', lead: [32, 256], inputs: 1024, outputs: 1024, bias: true, bench: true },
-  {
-    name: 'linear GPT-2 fc',
-    kind: 'linear',
-    lead: [8, 512],
-    inputs: 768,
-    outputs: 3072,
-    bias: true,
-    bench: true,
-  },
-  {
-    name: 'linear, one position',
-    kind: 'linear',
-    lead: [4096],
-    inputs: 512,
-    outputs: 512,
-    bias: true,
-    bench: true,
-  },
-  {
-    name: 'embedding GPT-2',
-    kind: 'embedding',
-    lead: [8, 512],
-    outputs: 768,
-    numEmbeddings: 50257,
-    bench: true,
-  },
-  { name: 'layer-norm', kind: 'layer-norm', lead: [8, 512], outputs: 768, bias: true, bench: true },
-  {
-    name: 'conv2d ResNet',
-    kind: 'conv2d',
-    lead: [16, 128, 28, 28],
-    outputs: 128,
-    bias: true,
-    conv: { kernel: 3, padding: 1 },
-    bench: true,
-  },
-];
+const product = (dims: readonly number[]) => dims.reduce((a, b) => a * b, 1);
 
 function floats(random: Random, dims: number[], type: FloatType, skip: Uint8Array | null): Tensor {
-  const count = dims.reduce((a, b) => a * b, 1);
+  const count = product(dims);
   const data = random.normals(count);
   if (skip !== null) {
     const width = dims[dims.length - 1];
@@ -233,76 +70,148 @@ export function asLinear(shape: LayerShape) {
   };
 }
 
-/** Draws a layer's data. */
-export function makeLayer(shape: LayerShape, random: Random): PrivateLayer {
-  const { kind, lead } = shape;
-  const rows = lead.reduce((a, b) => a * b, 1);
-  const [inputType, gradType] = shape.types ?? ['float32', 'float32'];
-  let skip: Uint8Array | null = null;
-  if (shape.padded !== undefined) {
-    const last = rows - rows / lead[0];
-    skip = Uint8Array.from({ length: rows }, (_, r) =>
-      r >= last || random.uniform() < (shape.padded as number) ? 0 : 1,
-    );
+/** Extents beside `lead`, for a case's name. */
+export function sizes(shape: LayerShape): string {
+  const of = { d: shape.inputs, p: shape.outputs, V: shape.numEmbeddings, r: shape.rank, E: shape.experts };
+  const known = Object.entries(of).filter(([, n]) => n !== undefined);
+  return known.map(([name, n]) => `${name}=${n}`).join(' ');
+}
+
+/** Samples of a shape. */
+export function samplesOf(shape: LayerShape): number {
+  return shape.samples ?? shape.lead[0];
+}
+
+/** 0 for each padded position: a share at random, and the whole last sample. */
+function drawPadding(shape: LayerShape, random: Random, lead: number[]): Uint8Array | null {
+  if (shape.padded === undefined) return null;
+  const rows = product(lead);
+  const last = shape.kind === 'experts' ? rows : rows - rows / lead[0];
+  return Uint8Array.from({ length: rows }, (_, r) =>
+    r >= last || random.uniform() < (shape.padded as number) ? 0 : 1,
+  );
+}
+
+/** As {@link floats}, with NaN in every channel of a padded place. */
+function channels(random: Random, dims: number[], type: FloatType, skip: Uint8Array | null): Tensor {
+  const t = floats(random, dims, 'float32', null);
+  const places = product(dims.slice(2));
+  const data = t.data as Float32Array;
+  if (skip !== null) {
+    for (let i = 0; i < data.length; i++) {
+      const sample = Math.floor(i / (places * dims[1]));
+      if (skip[sample * places + (i % places)] === 0) data[i] = Number.NaN;
+    }
   }
-  const mask = skip === null ? {} : { mask: new Tensor('uint8', skip, lead) };
+  return new Tensor(type, encodeFloats(data, type) as never, dims);
+}
+
+function indices(random: Random, shape: LayerShape, least: number, limit: number, skip: Uint8Array | null) {
+  // What a padded position holds must not matter, not even an index out of range.
+  const ids = Int32Array.from({ length: product(shape.lead) }, (_, r) =>
+    skip?.[r] === 0 ? -7 : random.integer(least, limit - 1),
+  );
+  if (!shape.wide) return new Tensor('int32', ids, shape.lead);
+  return new Tensor(
+    'int64',
+    BigInt64Array.from(ids, (x) => BigInt(x)),
+    shape.lead,
+  );
+}
+
+/** Draws a layer's data. */
+export function makeLayer(shape: LayerShape, random: Random): PrivateLayer | LoraLayer {
+  const { kind, lead } = shape;
+  const [inputType, gradType] = shape.types ?? ['float32', 'float32'];
+  const outputs = shape.outputs as number;
+  const inputs = shape.inputs as number;
+  const numEmbeddings = shape.numEmbeddings as number;
+  const bias = shape.bias as boolean;
+  const padding = shape.paddingIndex === undefined ? {} : { paddingIndex: shape.paddingIndex };
+  const withMask = (skip: Uint8Array | null, dims: number[]) =>
+    skip === null ? {} : { mask: new Tensor('uint8', skip, dims) };
   if (kind === 'group-norm') {
+    const places = [lead[0], ...lead.slice(2)];
+    const skip = drawPadding(shape, random, places);
     return {
       kind,
-      normalized: floats(random, lead, inputType, null),
-      gradOutputs: floats(random, lead, gradType, null),
-      bias: shape.bias,
+      normalized: channels(random, lead, inputType, skip),
+      gradOutputs: channels(random, lead, gradType, skip),
+      bias,
+      ...withMask(skip, places),
     };
   }
-  const outputs = shape.outputs as number;
   if (kind === 'conv1d' || kind === 'conv2d' || kind === 'conv3d') {
+    const places = [lead[0], ...outputSize(shape)];
+    const skip = drawPadding(shape, random, places);
     return {
       kind,
       ...(shape.conv as NonNullable<LayerShape['conv']>),
       input: floats(random, lead, inputType, null),
-      gradOutputs: floats(random, [lead[0], outputs, ...outputSize(shape)], gradType, null),
-      bias: shape.bias as boolean,
+      gradOutputs: channels(random, [lead[0], outputs, ...places.slice(1)], gradType, skip),
+      bias,
+      ...withMask(skip, places),
     };
   }
-  const gradOutputs = floats(random, [...lead, outputs], gradType, skip);
+  const skip = drawPadding(shape, random, lead);
+  const mask = withMask(skip, lead);
+  const rows = (width: number, type: FloatType) => floats(random, [...lead, width], type, skip);
   switch (kind) {
     case 'linear':
       return {
         kind,
-        activations: floats(random, [...lead, shape.inputs as number], inputType, skip),
-        gradOutputs,
-        bias: shape.bias as boolean,
+        activations: rows(inputs, inputType),
+        gradOutputs: rows(outputs, gradType),
+        bias,
         ...mask,
       };
-    case 'embedding': {
-      const numEmbeddings = shape.numEmbeddings as number;
-      // What a padded position holds must not matter, not even an index out of range.
-      const ids = Int32Array.from({ length: rows }, (_, r) =>
-        skip !== null && skip[r] === 0 ? -7 : random.integer(0, numEmbeddings - 1),
-      );
-      const indices = shape.wide
-        ? new Tensor(
-            'int64',
-            BigInt64Array.from(ids, (x) => BigInt(x)),
-            lead,
-          )
-        : new Tensor('int32', ids, lead);
-      const { paddingIndex } = shape;
+    case 'lora':
       return {
         kind,
-        indices,
-        gradOutputs,
-        numEmbeddings,
-        ...(paddingIndex === undefined ? {} : { paddingIndex }),
+        activations: rows(inputs, inputType),
+        gradOutputs: rows(outputs, gradType),
+        a: floats(random, [shape.rank as number, inputs], inputType, null),
+        b: floats(random, [outputs, shape.rank as number], gradType, null),
+        scale: 0.75,
         ...mask,
       };
-    }
+    case 'experts':
+      return {
+        kind,
+        activations: rows(inputs, inputType),
+        gradOutputs: rows(outputs, gradType),
+        sampleIds: indices(random, shape, 0, samplesOf(shape), skip),
+        expertIds: indices(random, shape, -1, shape.experts as number, skip),
+        samples: samplesOf(shape),
+        numExperts: shape.experts as number,
+        bias,
+        ...mask,
+      };
+    case 'tied-embedding':
+      return {
+        kind,
+        indices: indices(random, shape, 0, numEmbeddings, skip),
+        gradEmbeddings: rows(inputs, gradType),
+        hidden: rows(inputs, inputType),
+        gradLogits: rows(numEmbeddings, gradType),
+        ...padding,
+        ...mask,
+      };
+    case 'embedding':
+      return {
+        kind,
+        gradOutputs: rows(outputs, gradType),
+        indices: indices(random, shape, 0, numEmbeddings, skip),
+        numEmbeddings,
+        ...padding,
+        ...mask,
+      };
     default:
       return {
         kind,
-        normalized: floats(random, [...lead, outputs], inputType, skip),
-        gradOutputs,
-        bias: shape.bias,
+        normalized: rows(outputs, inputType),
+        gradOutputs: rows(outputs, gradType),
+        bias,
         ...mask,
       };
   }

@@ -1,0 +1,180 @@
+import type { FloatType } from '../dtype.ts';
+import { HeddleError } from '../errors.ts';
+import {
+  type AsyncOpOptions,
+  call,
+  callSync,
+  checkOptions,
+  checkOut,
+  type Op,
+  type OpOptions,
+} from '../op.ts';
+import { factorizedAttentionBackwardReference } from '../reference/attention/factorizedAttentionBackward.ts';
+import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import {
+  FACTORIZED_OPTION_NAMES,
+  type FactorizedAttentionOptions,
+  prepareFactorized,
+} from './factorizedOptions.ts';
+import { asInput, shapeError } from './options.ts';
+
+/** Gradients of {@link factorizedAttention}, contiguous, in the dims and type of their inputs. */
+export interface FactorizedAttentionGradients {
+  query: Tensor<FloatType>;
+  key: Tensor<FloatType>;
+  value: Tensor<FloatType>;
+  /** float32, in the dims of the bias; present when there is one. */
+  bias?: Tensor<'float32'>;
+  /** Present when a class token takes part. */
+  classToken?: { query: Tensor<FloatType>; key: Tensor<FloatType>; value: Tensor<FloatType> };
+}
+
+export interface FactorizedAttentionBackwardOptions extends FactorizedAttentionOptions {
+  /** What {@link factorizedAttention} returned; read with `strides.output`. */
+  output: TensorLike;
+  /** What {@link factorizedAttention} returned with `returnLogSumExp`. */
+  logSumExp: TensorLike;
+  /** Gradient of the class token's output, when it takes part: `[batch, 1, heads, value dim]`. */
+  gradClassToken?: TensorLike;
+  /** Ignored: the forward's options may be passed on as they are. */
+  returnLogSumExp?: boolean;
+  out?: FactorizedAttentionGradients;
+}
+
+const OPTIONS: ReadonlySet<string> = new Set([
+  ...FACTORIZED_OPTION_NAMES,
+  'output',
+  'logSumExp',
+  'gradClassToken',
+  'returnLogSumExp',
+  'out',
+  'backend',
+  'threads',
+  'signal',
+]);
+
+const op: Op = { name: 'factorizedAttentionBackward', reference: factorizedAttentionBackwardReference };
+
+function ofShape<T extends FloatType>(value: TensorLike, type: T, dims: readonly number[], name: string) {
+  const t = asTensor(value, name, [type]);
+  if (t.dims.length !== dims.length || t.dims.some((d, i) => d !== dims[i])) {
+    throw shapeError(name, `[${dims.join(', ')}]`, t.dims);
+  }
+  return t;
+}
+
+function prepare(
+  gradOutput: TensorLike,
+  q: TensorLike,
+  k: TensorLike,
+  v: TensorLike,
+  options: FactorizedAttentionBackwardOptions,
+): { args: unknown[]; result: FactorizedAttentionGradients } {
+  checkOptions(options, OPTIONS, 'factorizedAttentionBackward');
+  const p = prepareFactorized(q, k, v, options);
+  if (options.output === undefined || options.logSumExp === undefined) {
+    throw new HeddleError(
+      'ERR_ARGUMENT',
+      'factorizedAttentionBackward: options output and logSumExp are required',
+    );
+  }
+  const type = p.query.type;
+  const upstream = ofShape(gradOutput, type, p.outputDims, 'gradOutput');
+  const output = asInput(options.output, options.strides?.output, 'output', p.outputDims.length).tensor;
+  if (output.type !== type)
+    throw new HeddleError('ERR_DTYPE', `output: expected ${type} as q, got ${output.type}`);
+  if (output.dims.some((d, i) => d !== p.outputDims[i])) {
+    throw shapeError('output', `[${p.outputDims.join(', ')}]`, output.dims);
+  }
+  const logSumExp = ofShape(options.logSumExp, 'float32', p.lseDims, 'logSumExp');
+  const all: Tensor[] = [...p.inputs, upstream, output, logSumExp];
+  let classUpstream: Tensor<FloatType> | undefined;
+  if (p.classToken !== undefined) {
+    if (options.gradClassToken === undefined) {
+      throw new HeddleError('ERR_ARGUMENT', 'gradClassToken is required with a class token over space');
+    }
+    const dims = [p.batch, 1, ...p.outputDims.slice(3)];
+    classUpstream = ofShape(options.gradClassToken, type, dims, 'gradClassToken');
+    all.push(classUpstream);
+  }
+  function target<T extends FloatType>(
+    given: TensorLike | undefined,
+    t: T,
+    dims: readonly number[],
+    name: string,
+  ) {
+    const count = dims.reduce((a, b) => a * b, 1);
+    if (given === undefined) return makeTensor(t, allocate(t, count), dims);
+    const checked = asTensor(given, name, [t]);
+    checkOut(checked, dims, all, name);
+    all.push(checked);
+    return checked;
+  }
+  const out = options.out;
+  const result: FactorizedAttentionGradients = {
+    query: target(out?.query, type, p.query.dims, 'out.query'),
+    key: target(out?.key, type, p.key.dims, 'out.key'),
+    value: target(out?.value, type, p.value.dims, 'out.value'),
+  };
+  if (options.bias !== undefined) {
+    result.bias = target(out?.bias, 'float32', options.bias.dims, 'out.bias');
+    result.bias.data.fill(0); // both backends add to it
+  }
+  if (p.classToken !== undefined) {
+    const { query, key, value } = p.classToken;
+    const given = out?.classToken;
+    result.classToken = {
+      query: target(given?.query, type, query.tensor.dims, 'out.classToken.query'),
+      key: target(given?.key, type, key.tensor.dims, 'out.classToken.key'),
+      value: target(given?.value, type, value.tensor.dims, 'out.classToken.value'),
+    };
+  }
+  const args = [
+    ...p.args,
+    upstream.data,
+    output.data,
+    logSumExp.data,
+    classUpstream?.data ?? null,
+    result.query.data,
+    result.key.data,
+    result.value.data,
+    result.bias?.data ?? null,
+    result.classToken?.query.data ?? null,
+    result.classToken?.key.data ?? null,
+    result.classToken?.value.data ?? null,
+  ];
+  return { args, result };
+}
+
+/**
+ * Gradients of `sum(gradOutput * output)` of {@link factorizedAttention} (and of `sum(gradClassToken * classToken)`)
+ * by q, k, v, the bias and the class token. The same options as the forward, and its results. Sinks, slopes and masks
+ * are constants. Deterministic: the same bits in every run and on any number of threads.
+ *
+ * @param gradOutput in the dims and type of the output, contiguous
+ * @throws HeddleError as {@link factorizedAttention}
+ */
+export async function factorizedAttentionBackward(
+  gradOutput: TensorLike,
+  q: TensorLike,
+  k: TensorLike,
+  v: TensorLike,
+  options: FactorizedAttentionBackwardOptions & AsyncOpOptions,
+): Promise<FactorizedAttentionGradients> {
+  const { args, result } = prepare(gradOutput, q, k, v, options);
+  await call(op, args, options);
+  return result;
+}
+
+/** {@link factorizedAttentionBackward} on the calling thread (and helpers, when `threads` > 1). */
+export function factorizedAttentionBackwardSync(
+  gradOutput: TensorLike,
+  q: TensorLike,
+  k: TensorLike,
+  v: TensorLike,
+  options: FactorizedAttentionBackwardOptions & OpOptions,
+): FactorizedAttentionGradients {
+  const { args, result } = prepare(gradOutput, q, k, v, options);
+  callSync(op, args, options);
+  return result;
+}

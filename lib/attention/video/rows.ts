@@ -1,0 +1,188 @@
+import type { ResolvedConfig } from './config.ts';
+
+/** Where the rows of the residual stream are in the video; a class token has t = n = -1. */
+export interface TokenRows {
+  clip: Int32Array;
+  t: Int32Array;
+  n: Int32Array;
+  /** Rows `offsets[s]` to `offsets[s + 1]` are sequence s of the output: a clip, or a frame. */
+  offsets: Int32Array;
+}
+
+/** Sequences that attend within themselves: rows `order[offsets[g]]` to `order[offsets[g + 1]]`, in that order. */
+export interface View {
+  order: Int32Array;
+  offsets: Int32Array;
+  /** Every sequence begins with the class token of its clip, which several sequences share. */
+  sharedClass?: boolean;
+}
+
+/** Rows order[begin, end): whole sequences first to last, or part of one. */
+export interface Block {
+  begin: number;
+  end: number;
+  first: number;
+  last: number;
+}
+
+/**
+ * Lays out the rows: per clip (or per frame) the class token, where there is one, then the tokens.
+ * @param kept per clip, ascending indices t · N + n; undefined: all
+ */
+export function layOutRows(
+  c: ResolvedConfig,
+  clips: number,
+  frames: number,
+  patches: number,
+  kept: readonly Int32Array[] | undefined,
+): TokenRows {
+  const perFrame = framesApart(c);
+  const cls = c.classToken ? 1 : 0;
+  const all = kept === undefined ? Int32Array.from({ length: frames * patches }, (_, i) => i) : null;
+  const clip: number[] = [];
+  const t: number[] = [];
+  const n: number[] = [];
+  const offsets = [0];
+  const push = (b: number, time: number, patch: number) => {
+    clip.push(b);
+    t.push(time);
+    n.push(patch);
+  };
+  for (let b = 0; b < clips; b++) {
+    let tokens = Array.from(all ?? (kept as readonly Int32Array[])[b]);
+    if (c.tokenOrder === 'patches') {
+      tokens = tokens.sort((x, y) => (x % patches) - (y % patches) || x - y);
+    }
+    let open = -1;
+    if (!perFrame && cls) push(b, -1, -1);
+    for (const token of tokens) {
+      const time = Math.floor(token / patches);
+      if (perFrame && time !== open) {
+        if (open >= 0) offsets.push(clip.length);
+        open = time;
+        if (cls) push(b, -1, -1);
+      }
+      push(b, time, token % patches);
+    }
+    if (!perFrame || open >= 0) offsets.push(clip.length);
+  }
+  return {
+    clip: Int32Array.from(clip),
+    t: Int32Array.from(t),
+    n: Int32Array.from(n),
+    offsets: Int32Array.from(offsets),
+  };
+}
+
+/** Whether the rows of a frame are a sequence of their own, with their own class token. */
+export function framesApart(c: ResolvedConfig): boolean {
+  return c.attention === 'space-only' || c.attention === 'factorized-encoder';
+}
+
+/** The sequences of the output as a view. */
+export function wholeView(rows: TokenRows): View {
+  return { order: Int32Array.from({ length: rows.clip.length }, (_, i) => i), offsets: rows.offsets };
+}
+
+/**
+ * Tokens of one frame (`'space'`) or of one patch (`'time'`) of a clip, without class tokens; `sharedClass` puts the
+ * clip's class token first.
+ */
+export function axisView(rows: TokenRows, axis: 'time' | 'space', sharedClass = false): View {
+  const position = axis === 'time' ? rows.n : rows.t;
+  const count = rows.clip.length;
+  let most = 0;
+  for (let i = 0; i < count; i++) most = Math.max(most, position[i] + 1);
+  const clips = count === 0 ? 0 : rows.clip[count - 1] + 1;
+  const lengths = new Int32Array(clips * most);
+  const classRow = new Int32Array(clips).fill(-1);
+  let tokens = 0;
+  for (let i = 0; i < count; i++) {
+    if (rows.t[i] < 0) classRow[rows.clip[i]] = i;
+    else {
+      lengths[rows.clip[i] * most + position[i]]++;
+      tokens++;
+    }
+  }
+  const offsets = [0];
+  const start = new Int32Array(lengths.length);
+  const extra = sharedClass ? 1 : 0;
+  for (let g = 0, at = 0; g < lengths.length; g++) {
+    if (lengths[g] === 0) continue;
+    start[g] = at + extra;
+    at += lengths[g] + extra;
+    offsets.push(at);
+  }
+  const order = new Int32Array(tokens + extra * (offsets.length - 1));
+  const next = start.slice();
+  for (let i = 0; i < count; i++) {
+    if (rows.t[i] < 0) continue;
+    const g = rows.clip[i] * most + position[i];
+    if (extra && next[g] === start[g]) order[start[g] - 1] = classRow[rows.clip[i]];
+    order[next[g]++] = i;
+  }
+  return { order, offsets: Int32Array.from(offsets), sharedClass };
+}
+
+/** Runs of whole sequences of about `size` rows; a longer sequence is cut into parts of one block each. */
+export function* blocksOf(view: View, size: number): Generator<Block> {
+  const { offsets } = view;
+  const sequences = offsets.length - 1;
+  for (let first = 0; first < sequences; ) {
+    let last = first + 1;
+    while (last < sequences && offsets[last + 1] - offsets[first] <= size) last++;
+    yield { begin: offsets[first], end: offsets[last], first, last };
+    first = last;
+  }
+}
+
+/** Length of the sequences of a block when they are all as long, else 0. */
+export function uniformLength(view: View, block: Block): number {
+  const { offsets } = view;
+  const length = offsets[block.first + 1] - offsets[block.first];
+  for (let g = block.first; g < block.last; g++) {
+    if (offsets[g + 1] - offsets[g] !== length) return 0;
+  }
+  return length;
+}
+
+/** Whether rows order[begin, end) lie one after the other in memory. */
+export function isRun(order: Int32Array, begin: number, end: number): boolean {
+  for (let i = begin + 1; i < end; i++) if (order[i] !== order[i - 1] + 1) return false;
+  return true;
+}
+
+/** Copies rows to `out`, in order. */
+export function gatherRows(
+  x: Float32Array,
+  width: number,
+  order: Int32Array,
+  begin: number,
+  end: number,
+  out: Float32Array,
+): void {
+  for (let i = begin; i < end; ) {
+    let stop = i + 1;
+    while (stop < end && order[stop] === order[stop - 1] + 1) stop++;
+    out.set(x.subarray(order[i] * width, (order[i] + stop - i) * width), (i - begin) * width);
+    i = stop;
+  }
+}
+
+/** Copies rows order[begin, end) back; the first row of `from` is order[base]'s. */
+export function scatterRows(
+  from: Float32Array,
+  width: number,
+  order: Int32Array,
+  begin: number,
+  end: number,
+  base: number,
+  x: Float32Array,
+): void {
+  for (let i = begin; i < end; ) {
+    let stop = i + 1;
+    while (stop < end && order[stop] === order[stop - 1] + 1) stop++;
+    x.set(from.subarray((i - base) * width, (stop - base) * width), order[i] * width);
+    i = stop;
+  }
+}

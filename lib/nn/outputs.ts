@@ -1,0 +1,84 @@
+import type { FloatType } from '../dtype.ts';
+import { HeddleError } from '../errors.ts';
+import { checkOut } from '../op.ts';
+import { allocate, asTensor, type DType, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+
+export const FLOAT_TYPES: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
+
+function sameMemory(a: Tensor<DType>, b: Tensor<DType>): boolean {
+  return a.type === b.type && a.data.byteOffset === b.data.byteOffset && a.data.length === b.data.length;
+}
+
+/**
+ * The output of an op that works element by element: a fresh tensor, or the one given, which may be one of `inPlace`
+ * itself but may not otherwise overlap them or `others`.
+ */
+export function elementwiseOutput(
+  given: TensorLike | undefined,
+  type: FloatType,
+  dims: readonly number[],
+  inPlace: readonly (Tensor<DType> | null)[],
+  others: readonly (Tensor<DType> | null)[],
+  name: string,
+): Tensor<FloatType> {
+  if (given === undefined) {
+    const count = dims.reduce((a, b) => a * b, 1);
+    return makeTensor(type, allocate(type, count), dims);
+  }
+  const out = asTensor(given, name, [type]);
+  const apart = inPlace.filter((t) => t === null || t.data.buffer !== out.data.buffer || !sameMemory(t, out));
+  checkOut(out, dims, [...apart, ...others], name);
+  return out;
+}
+
+/** A float32 vector of `width` elements, or null. */
+export function optionalVector(
+  value: TensorLike | undefined,
+  width: number,
+  name: string,
+): Tensor<'float32'> | null {
+  if (value === undefined) return null;
+  const t = asTensor(value, name, ['float32']);
+  if (t.dims.length !== 1 || t.dims[0] !== width) {
+    throw new HeddleError('ERR_SHAPE', `${name}: expected [${width}], got [${t.dims.join(', ')}]`);
+  }
+  return t;
+}
+
+/** A tensor of x's type and dims, or null. */
+export function optionalLike(
+  value: TensorLike | undefined,
+  x: Tensor<FloatType>,
+  name: string,
+): Tensor<FloatType> | null {
+  if (value === undefined) return null;
+  const t = asTensor(value, name, [x.type]);
+  if (t.dims.length !== x.dims.length || t.dims.some((d, i) => d !== x.dims[i])) {
+    throw new HeddleError(
+      'ERR_SHAPE',
+      `${name}: expected [${x.dims.join(', ')}] as x, got [${t.dims.join(', ')}]`,
+    );
+  }
+  return t;
+}
+
+/** Rows and width of `[..., width]`; width must be at least 1. */
+export function rowsOf(x: Tensor<FloatType>, name: string): [rows: number, width: number] {
+  const width = x.dims.length === 0 ? 0 : x.dims[x.dims.length - 1];
+  if (width === 0) {
+    throw new HeddleError(
+      'ERR_SHAPE',
+      `${name}: expected [..., width] with a width of at least 1, got [${x.dims.join(', ')}]`,
+    );
+  }
+  return [x.size / width, width];
+}
+
+/** An option that is true or false. */
+export function optionFlag(value: unknown, fallback: boolean, name: string): boolean {
+  if (value === undefined) return fallback;
+  if (typeof value !== 'boolean') {
+    throw new HeddleError('ERR_OPTION', `${name} must be true or false, got ${String(value)}`);
+  }
+  return value;
+}

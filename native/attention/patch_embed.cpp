@@ -1,0 +1,123 @@
+#include "attention/patch_embed.h"
+
+#include <algorithm>
+#include <atomic>
+
+namespace heddle {
+
+namespace {
+
+constexpr int64_t kTilesPerBlock = 16;  // as linear() takes them: one pass over the weights per block
+
+inline float widen(uint8_t v) { return static_cast<float>(v); }
+inline float widen(float v) { return v; }
+inline float widen(uint16_t v) { return bf16_to_float(v); }
+
+// The rows of one call: every run of pixels that is contiguous in the row and in the video is one vectorised loop.
+template <class T>
+void gather_row(const PatchEmbedArgs& a, const float* scale_run, const float* shift_run, int64_t b, int64_t token,
+                float* out) {
+  const int64_t x = token % a.grid[2], y = token / a.grid[2] % a.grid[1], t = token / (a.grid[2] * a.grid[1]);
+  const int64_t st = a.pixel_stride[0], sy = a.pixel_stride[1], sx = a.pixel_stride[2], sc = a.channel_stride;
+  const T* first = static_cast<const T*>(a.video) + a.start + b * a.batch_stride + t * a.step[0] * st +
+                   y * a.step[1] * sy + x * a.step[2] * sx;
+  const int64_t width = a.size[2];
+  if (a.channels_last) {
+    const int64_t run = width * a.channels;
+    for (int64_t dt = 0; dt < a.size[0]; ++dt) {
+      for (int64_t dy = 0; dy < a.size[1]; ++dy, out += run) {
+        const T* from = first + dt * st + dy * sy;
+        if (sc == 1 && sx == a.channels) {
+          for (int64_t i = 0; i < run; ++i) out[i] = widen(from[i]) * scale_run[i] + shift_run[i];
+        } else {
+          for (int64_t c = 0; c < a.channels; ++c) {
+            for (int64_t dx = 0; dx < width; ++dx) {
+              out[dx * a.channels + c] = widen(from[dx * sx + c * sc]) * a.scale[c] + a.shift[c];
+            }
+          }
+        }
+      }
+    }
+    return;
+  }
+  for (int64_t c = 0; c < a.channels; ++c) {
+    const float scale = a.scale[c], shift = a.shift[c];
+    for (int64_t dt = 0; dt < a.size[0]; ++dt) {
+      for (int64_t dy = 0; dy < a.size[1]; ++dy, out += width) {
+        const T* from = first + c * sc + dt * st + dy * sy;
+        if (sx == 1) {
+          for (int64_t dx = 0; dx < width; ++dx) out[dx] = widen(from[dx]) * scale + shift;
+        } else {
+          for (int64_t dx = 0; dx < width; ++dx) out[dx] = widen(from[dx * sx]) * scale + shift;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Status patch_embed(const PatchEmbedArgs& a, const Exec& exec) {
+  const PackedMatrix& w = *a.weight;
+  const int64_t tokens = a.grid[0] * a.grid[1] * a.grid[2];
+  const int64_t rows = a.indices ? a.batch_offsets[a.batch] : a.batch * tokens;
+  if (rows == 0 || w.columns == 0) return kOk;
+  const int64_t run = a.size[2] * a.channels;
+  AlignedBuffer<float> runs(static_cast<size_t>(2 * run));
+  if (!runs) return kNoMemory;
+  for (int64_t i = 0; i < run; ++i) {
+    runs[i] = a.scale[i % a.channels];
+    runs[run + i] = a.shift[i % a.channels];
+  }
+  const int64_t tile = tile_kernels(exec.isa, w.type).max_rows;
+  int64_t tiles = kTilesPerBlock;
+  while (exec.threads > 1 && tiles > 1 && rows < 4 * exec.threads * tiles * tile) tiles /= 2;
+  const int64_t block = tiles * tile, blocks = (rows + block - 1) / block;
+  const int64_t out_size = dtype_size(a.out_type) * w.columns;
+  std::atomic<Status> failure{kOk};
+
+  const bool done = parallel_for(exec, blocks, 1, [&](int64_t begin, int64_t end) {
+    // linear() has the thread's Workspace; this stays with the thread as that does.
+    static thread_local AlignedBuffer<float> gathered;
+    const size_t need = static_cast<size_t>(block * w.k);
+    if (gathered.size() < need && !gathered.reset(need)) return failure.store(kNoMemory);
+    for (int64_t i = begin; i < end && failure.load() == kOk; ++i) {
+      const int64_t last = std::min(rows, (i + 1) * block);
+      for (int64_t r = i * block; r < last;) {
+        // Rows of one batch entry: they are contiguous in the result.
+        int64_t b = r / std::max<int64_t>(tokens, 1), stop, at;
+        if (a.indices) {
+          b = std::upper_bound(a.batch_offsets, a.batch_offsets + a.batch + 1, r) - a.batch_offsets - 1;
+          stop = std::min<int64_t>(last, a.batch_offsets[b + 1]);
+          at = r;
+        } else {
+          stop = std::min(last, (b + 1) * tokens);
+          at = b * a.out_rows + a.out_first + r - b * tokens;
+        }
+        for (int64_t j = r; j < stop; ++j) {
+          const int64_t token = a.indices ? a.indices[j] : j - b * tokens;
+          float* to = gathered.data() + (j - r) * w.k;
+          if (a.type == DType::kUint8) gather_row<uint8_t>(a, runs.data(), runs.data() + run, b, token, to);
+          else if (a.type == DType::kBFloat16) gather_row<uint16_t>(a, runs.data(), runs.data() + run, b, token, to);
+          else gather_row<float>(a, runs.data(), runs.data() + run, b, token, to);
+        }
+        LinearArgs product;
+        product.weight = a.weight;
+        product.x = gathered.data();
+        product.rows = stop - r;
+        product.bias = a.bias;
+        product.out = static_cast<char*>(a.out) + at * out_size;
+        product.out_type = a.out_type;
+        Exec alone = exec;
+        alone.threads = 1;
+        const Status status = linear(product, alone);
+        if (status != kOk) return failure.store(status);
+        r = stop;
+      }
+    }
+  });
+  if (failure.load() != kOk) return failure.load();
+  return done ? kOk : kCancelled;
+}
+
+}  // namespace heddle

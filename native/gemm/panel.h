@@ -1,0 +1,84 @@
+// One packed panel times the rows of several tiles: the order that keeps weights and rows in the caches.
+//
+// With more than one tile, k is cut into blocks of up to 192 steps (24 KiB of the panel, which stay in L1 while all tiles pass
+// over them; chains wait in c meanwhile, float types only). So L2 gives each weight once for all rows instead of once
+// for 14 (6 on AVX2), and the rows' operands once per panel. What the thread reads next is brought to L2 at the same
+// pace, kAhead bytes in advance: a compute-bound product then never waits for memory.
+//
+// The rows that pass together are limited (kGroupRows), so that their operands stay in L2 beside the weights in
+// flight: 84 rows (6 tiles of 14, 14 of 6) x 2048 floats are 688 KiB, and do 42 operations per byte of weights read.
+#pragma once
+#include <algorithm>
+
+#include "gemm/packed.h"
+
+namespace heddle {
+
+constexpr int64_t kGroupRows = 84;
+constexpr int64_t kMaxGroupTiles = kGroupRows / 4;  // no kernel table has less than 4 rows
+constexpr int64_t kBlockSteps = 192;
+constexpr int64_t kAhead = int64_t{64} << 10;
+
+// Consecutive rows with one operand.
+struct RowTile {
+  int64_t begin;
+  int32_t rows;
+};
+
+struct PanelProduct {
+  const PackedMatrix* matrix;
+  const TileKernels* kernels;
+  Operand kind;
+  const RowTile* tiles;
+  int64_t count;
+  const char* operands;  // of the first tile; the others' follow, row_bytes per row
+  int64_t row_bytes;
+  int64_t first_step, last_step;  // range of k
+};
+
+inline bool chains_continue(PackType t) { return t == PackType::kFloat32 || t == PackType::kBFloat16; }
+
+// Panel p over the range of k, c[row][32] (row counted from the first tile's), continuing the chains in c when
+// first_step > 0. `end`: where the bytes end that this thread reads in a row from here; `next`: what it reads after
+// them, or nullptr. done(tile, c) as soon as a tile is complete.
+template <class Done>
+void multiply_panel(const PanelProduct& q, int64_t p, const char* end, const char* next, float* c, const Done& done) {
+  const PackedMatrix& m = *q.matrix;
+  const int64_t range = q.last_step - q.first_step;
+  int64_t block = range;
+  if (q.count > 1 && chains_continue(m.type)) {
+    const int64_t blocks = (range + kBlockSteps - 1) / kBlockSteps;
+    block = (range + blocks - 1) / blocks;
+  }
+  const int64_t step_bytes = q.kind == Operand::kFloat32Pair ? 8 : 4;  // of an operand's row, float types
+  TileCall calls[kMaxGroupTiles];
+  for (int64_t i = 0; i < q.count; ++i) {
+    const int64_t row = q.tiles[i].begin - q.tiles[0].begin;
+    fill_tile(calls[i], q.kind, m, p, q.operands + row * q.row_bytes, q.tiles[i].rows);
+    calls[i].c = c + row * kPanel;
+    if (q.count > 1) calls[i].prefetch_stride = kStepBytes / q.count;
+  }
+  for (int64_t s0 = q.first_step; s0 < q.last_step; s0 += block) {
+    const int64_t steps = std::min(block, q.last_step - s0);
+    const char* b = m.panel(p) + s0 * kStepBytes;
+    const char* ahead = nullptr;
+    if (q.count > 1) {
+      const int64_t distance = std::max(kAhead, steps * kStepBytes), left = end - b;
+      ahead = distance < left ? b + distance : next ? next + (distance - left) : nullptr;
+    }
+    for (int64_t i = 0; i < q.count; ++i) {
+      const RowTile& tile = q.tiles[i];
+      TileCall& t = calls[i];
+      if (s0 > 0) t.a = q.operands + (tile.begin - q.tiles[0].begin) * q.row_bytes + s0 * tile.rows * step_bytes;
+      t.b = b;
+      t.steps = steps;
+      t.accumulate = s0 > 0;
+      t.resident = i > 0 && block < range;
+      t.prefetch = ahead ? ahead + i * t.prefetch_stride * steps : nullptr;
+      q.kernels->tile[tile.rows](t);
+      if (s0 + steps == m.steps) done(tile, t.c);
+    }
+  }
+}
+
+}  // namespace heddle

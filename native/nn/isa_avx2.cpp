@@ -1,0 +1,18 @@
+// The transformer block ops compiled for avx2.
+#include "nn/elementwise.h"
+#include "nn/norm.h"
+#include "simd/simd.h"
+
+#if defined(HEDDLE_TARGET_X86)
+#include "simd/avx2_begin.h"
+
+#include "simd/math-inl.h"
+
+#include "simd/typed-inl.h"
+
+#include "nn/norm-inl.h"
+
+#include "nn/elementwise-inl.h"
+
+#include "simd/end.h"
+#endif

@@ -1,0 +1,18 @@
+// The transformer block ops compiled for neon.
+#include "nn/elementwise.h"
+#include "nn/norm.h"
+#include "simd/simd.h"
+
+#if defined(HEDDLE_TARGET_NEON)
+#include "simd/neon_begin.h"
+
+#include "simd/math-inl.h"
+
+#include "simd/typed-inl.h"
+
+#include "nn/norm-inl.h"
+
+#include "nn/elementwise-inl.h"
+
+#include "simd/end.h"
+#endif

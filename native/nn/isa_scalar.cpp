@@ -1,0 +1,16 @@
+// The transformer block ops compiled for scalar.
+#include "nn/elementwise.h"
+#include "nn/norm.h"
+#include "simd/simd.h"
+
+#include "simd/scalar_begin.h"
+
+#include "simd/math-inl.h"
+
+#include "simd/typed-inl.h"
+
+#include "nn/norm-inl.h"
+
+#include "nn/elementwise-inl.h"
+
+#include "simd/end.h"

@@ -1,0 +1,20 @@
+// The training family compiled for scalar.
+#include "training/activation.h"
+#include "training/cross_entropy.h"
+#include "training/group_norm.h"
+#include "training/optimizer_update.h"
+#include "simd/simd.h"
+
+#include "simd/scalar_begin.h"
+
+#include "simd/math-inl.h"
+
+#include "training/optimizer_update-inl.h"
+
+#include "training/activation-inl.h"
+
+#include "training/group_norm-inl.h"
+
+#include "training/cross_entropy-inl.h"
+
+#include "simd/end.h"

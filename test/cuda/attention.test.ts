@@ -1,0 +1,3 @@
+import { testCudaCases } from '../helpers/cuda.ts';
+
+testCudaCases('attention', ['attention']);
