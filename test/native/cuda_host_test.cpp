@@ -67,6 +67,7 @@ __global__ void exited_lane() {
 }
 __global__ void foreign_mask() { __shfl_sync(0xffffu, 1, 0); }
 __global__ void unused() {}
+#if defined(HEDDLE_CUDA_HOST_ASAN)
 __global__ void global_read(const int* p, int* out, int at) { out[0] = p[at]; }
 __global__ void dynamic_write(int at) {
   HEDDLE_DYNAMIC_SHARED(int, shared);
@@ -76,6 +77,7 @@ __global__ void static_write(int at) {
   __shared__ int shared[8];
   atomicAdd(&shared[at], 1);
 }
+#endif
 
 // Neighbours exchange values through shared memory; `synchronise` leaves the barrier out or in.
 __global__ void exchange(int* out, bool synchronise) {
