@@ -19,7 +19,7 @@ export type Location = 'cpu' | 'cuda';
  */
 export class DeviceData {
   /** @internal The memory, which views share: an External of the addon. */
-  readonly buffer: { readonly handle: object; disposed: boolean };
+  readonly buffer: { readonly handle: object; disposed: boolean; pending: boolean };
   /** @internal */
   readonly handle: object;
   readonly byteOffset: number;
@@ -49,7 +49,7 @@ export class DeviceData {
         `cannot allocate ${count} elements of ${type} on cuda: ${live} bytes are in use${bound}`,
       );
     }
-    return new DeviceData({ handle, disposed: false }, 0, count, BYTES_PER_ELEMENT[type]);
+    return new DeviceData({ handle, disposed: false, pending: true }, 0, count, BYTES_PER_ELEMENT[type]);
   }
 
   /** The same memory from element `begin` to `end`. */
@@ -62,6 +62,18 @@ export class DeviceData {
     if (this.buffer.disposed) return;
     this.buffer.disposed = true;
     cudaDevice().dispose(this.handle);
+  }
+}
+
+/**
+ * After a call: what it allocated for its results is theirs when it succeeded, and is freed when it failed.
+ * @internal
+ */
+export function settle(args: readonly unknown[], done: boolean): void {
+  for (const a of args) {
+    if (!(a instanceof DeviceData) || !a.buffer.pending) continue;
+    if (!done) a.release();
+    a.buffer.pending = false;
   }
 }
 

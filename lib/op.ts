@@ -6,7 +6,7 @@ import {
   resolveBackend,
   resolveThreads,
 } from './backend.ts';
-import { DeviceData } from './device.ts';
+import { DeviceData, settle } from './device.ts';
 import { HeddleError } from './errors.ts';
 import type { DType, Tensor } from './tensor.ts';
 
@@ -91,7 +91,10 @@ export function callSync(op: Op, args: OpArguments, options: OpOptions | undefin
   const addon = resolveBackend(backendFor(args, options));
   const threads = resolveThreads(options?.threads);
   const status = addon === null ? op.reference(...args) : nativeOp(addon, op)(threads, null, null, ...args);
-  if (status !== 0) throw statusError(op, status, args);
+  const onDevice = addon !== null && backendOf(addon) === 'cuda';
+  const error = status === 0 ? null : statusError(op, status, args);
+  if (onDevice) settle(args, status === 0);
+  if (error !== null) throw error;
 }
 
 /**
@@ -124,7 +127,9 @@ export async function call(op: Op, args: OpArguments, options: AsyncOpOptions | 
       const queued = run(threads, cancel, resolve, ...args);
       if (queued !== 0) resolve(queued);
     });
-    if (status !== 0) throw statusError(op, status, args, signal);
+    const error = status === 0 ? null : statusError(op, status, args, signal);
+    if (backendOf(addon) === 'cuda') settle(args, status === 0);
+    if (error !== null) throw error;
   } finally {
     if (signal && onAbort) signal.removeEventListener('abort', onAbort);
   }

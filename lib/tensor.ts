@@ -129,7 +129,13 @@ export class Tensor<T extends DType = DType> {
 
   /** The same data under other dimensions; no copy. */
   reshape(dims: readonly number[]): Tensor<T> {
-    if (isOnDevice(this) && elementCount(dims, 'reshape') === this.size) {
+    if (isOnDevice(this)) {
+      if (elementCount(dims, 'reshape') !== this.size) {
+        throw new HeddleError(
+          'ERR_SHAPE',
+          `reshape: dims [${dims.join(', ')}] do not hold ${this.size} elements`,
+        );
+      }
       return makeTensor(this.type, this.data, dims.slice());
     }
     return new Tensor(this.type, this.data, dims);

@@ -74,7 +74,10 @@ const all = [...kept, ...fresh.flatMap((f) => f.kernels)];
 const names = await run('c++filt', [], { input: all.map((k) => k.symbol).join('\n') });
 const readable = names.code === 0 ? names.output.trimEnd().split('\n') : [];
 for (const [i, k] of all.entries()) {
-  k.name = (readable[i] ?? k.symbol).replaceAll(/heddle::|\(anonymous namespace\)::|^void |\(.*$/g, '');
+  k.name = (readable[i] ?? k.symbol)
+    .replaceAll(/heddle::|\(anonymous namespace\)::|^void /g, '')
+    .replaceAll(/\(\w+\)(?=\d)/g, '') // casts of enumerators and booleans
+    .replace(/\(.*$/, '');
 }
 all.sort((a, b) =>
   `${a.file} ${a.name} ${a.architecture}`.localeCompare(`${b.file} ${b.name} ${b.architecture}`),

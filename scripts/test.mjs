@@ -15,7 +15,14 @@ import { findProgram, run } from './process.mjs';
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const temporary = mkdtempSync(join(tmpdir(), 'heddle-test-'));
 const environment = { ...process.env, NO_COLOR: '1' };
-for (const name of ['FORCE_COLOR', 'HEDDLE_BACKEND', 'HEDDLE_ISA', 'HEDDLE_THREADS', 'HEDDLE_PREBUILD']) {
+for (const name of [
+  'FORCE_COLOR',
+  'HEDDLE_BACKEND',
+  'HEDDLE_ISA',
+  'HEDDLE_THREADS',
+  'HEDDLE_PREBUILD',
+  'HEDDLE_CUDA_LIBRARY',
+]) {
   delete environment[name];
 }
 const PART_TIMEOUT = 900;
@@ -113,6 +120,7 @@ const has = {
   cross: (await findProgram('aarch64-linux-gnu-g++')) !== null,
   qemu: (await findProgram('qemu-aarch64-static', 'qemu-aarch64')) !== null,
 };
+has.nvcc = (await findProgram(process.env.NVCC ?? 'nvcc', '/usr/local/cuda/bin/nvcc')) !== null;
 const needsCmake = () => (has.cmake ? null : 'cmake is not installed');
 
 /** What the built package says about this machine. */
@@ -174,6 +182,36 @@ const parts = [
       (has.cross ? null : 'aarch64-linux-gnu-g++ is not installed') ??
       (has.qemu ? null : 'qemu-aarch64-static is not installed'),
     run: () => preset('neon-cross'),
+  },
+  {
+    name: 'CUDA kernels on the host shim',
+    skip: () =>
+      needsCmake() ??
+      (process.platform === 'linux' ? null : 'the shim needs Linux') ??
+      (machine.backends.cpu.available ? null : machine.backends.cpu.reason),
+    async run() {
+      // Under AddressSanitizer where that runs: then every access out of bounds is found.
+      const asan = (await sanitizerMissing('address')) === null;
+      const name = asan ? 'cuda-host-asan' : 'cuda-host';
+      const native = await preset(name);
+      if (native.failed > 0) return native;
+      const env = {
+        HEDDLE_CUDA_LIBRARY: join(root, `build-${name}`, 'libheddle_cuda_host.so'),
+        HEDDLE_TEST_CUDA: 'required',
+      };
+      if (asan) {
+        const { output } = await run(process.env.CXX ?? 'c++', ['-print-file-name=libasan.so']);
+        env.LD_PRELOAD = output.trim();
+        env.ASAN_OPTIONS = 'detect_leaks=0';
+      }
+      const result = await vitest(['test/cuda'], env);
+      return { ...result, passed: native.passed + result.passed };
+    },
+  },
+  {
+    name: 'CUDA library compiles (sm_80, sm_90a), no spills',
+    skip: () => needsCmake() ?? (has.nvcc ? null : 'nvcc is not installed'),
+    run: () => single(node('scripts/build-cuda.mjs', [])),
   },
   {
     name: 'addon built by cmake-js',

@@ -18,8 +18,16 @@ export function selectVariants(
 ): Variant[] {
   const backend = values['backend'];
   const isa = values['isa'];
-  if (backend !== undefined && backend !== 'cpu' && backend !== 'reference') {
-    throw new UsageError(`--backend must be cpu or reference, got '${backend}'`);
+  if (backend !== undefined && backend !== 'cpu' && backend !== 'reference' && backend !== 'cuda') {
+    throw new UsageError(`--backend must be cpu, cuda or reference, got '${backend}'`);
+  }
+  if (backend === 'cuda') {
+    if (isa !== undefined) throw new UsageError('--isa needs the cpu backend');
+    const { cuda } = info().backends;
+    if (!cuda.available)
+      throw new UsageError(`backend cuda is not available: ${cuda.reason}. ${cuda.remedy}`);
+    io.out(`cuda: ${cuda.device}`);
+    return [{ name: 'cuda', options: { backend: 'cuda' }, use() {} }];
   }
   if (backend === 'reference') {
     if (isa !== undefined) throw new UsageError('--isa needs the cpu backend');

@@ -1,6 +1,6 @@
 import { writeFileSync } from 'node:fs';
 import { REPORT_VERSION, type RunInfo, runInfo } from '../../bench/report.ts';
-import { info } from '../backend.ts';
+import { cudaDevice, info } from '../backend.ts';
 import type { WeightType } from '../gemm/linear.ts';
 import { type Command, type Context, numberOption, seedOf, selectCases, UsageError } from './command.ts';
 import { formatError, formatTable } from './format.ts';
@@ -55,6 +55,14 @@ export async function runVerify(
   return result;
 }
 
+/** The cases whose op the CUDA library has; says which ops it lacks. */
+function withKernels(cases: Context['cases'], io: Context['io']): Context['cases'] {
+  const { ops } = cudaDevice();
+  const lacking = new Set(cases.filter((c) => !(c.op in ops)).map((c) => c.op));
+  if (lacking.size > 0) io.out(`without a CUDA kernel: ${[...lacking].join(', ')}`);
+  return cases.filter((c) => c.op in ops);
+}
+
 export const verifyCommand: Command = {
   name: 'verify',
   usage: '[family] [--filter TEXT] [--backend B] [--isa ISA] [--seed N] [--json FILE]',
@@ -64,7 +72,7 @@ export const verifyCommand: Command = {
   positionals: 1,
   options: {
     filter: { type: 'string', value: 'TEXT', help: 'only cases whose "op: name" contains TEXT' },
-    backend: { type: 'string', value: 'B', help: 'cpu or reference (default: cpu where it loads)' },
+    backend: { type: 'string', value: 'B', help: 'cpu, cuda or reference (default: cpu where it loads)' },
     isa: {
       type: 'string',
       value: 'ISA',
@@ -106,7 +114,8 @@ export const verifyCommand: Command = {
       for (const name of ['layer', 'type']) {
         if (values[name] !== undefined) throw new UsageError(`--${name} needs --checkpoint DIR`);
       }
-      const cases = verifiable(selectCases(context.cases, family, values['filter']));
+      let cases = verifiable(selectCases(context.cases, family, values['filter']));
+      if (values['backend'] === 'cuda') cases = withKernels(cases, io);
       if (cases.length === 0) throw new UsageError('no case matches');
       result = await runVerify(cases, variants, seed, context);
     }

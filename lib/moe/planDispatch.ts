@@ -163,7 +163,7 @@ function prepare(indices: TensorLike, options: PlanDispatchOptions) {
     order,
     offsets,
     inverse,
-    limited ? dropped : null,
+    dropped,
     counts,
   ];
   const finish = (): DispatchPlan => {

@@ -78,8 +78,11 @@ __device__ __forceinline__ void select_top_k(const Group<Threads>& group, int32_
   }
 }
 
+// Blocks a multiprocessor should hold: leaves the registers that each size needs without spilling.
+constexpr int min_blocks(int threads, int n) { return threads > kWarp ? 2 : n <= 4 ? 8 : n == 8 ? 6 : 4; }
+
 template <int Threads, int N>
-__global__ void __launch_bounds__(Threads == kWarp ? kWarpsPerBlock * kWarp : Threads)
+__global__ void __launch_bounds__(Threads == kWarp ? kWarpsPerBlock * kWarp : Threads, min_blocks(Threads, N))
     route_kernel(RouteTopKArgs a, unsigned long long* bad) {
   HEDDLE_DYNAMIC_SHARED(uint32_t, shared);
   const int slot = static_cast<int>(threadIdx.x) / Threads;

@@ -27,7 +27,7 @@ describe('command line', () => {
     [['verify', 'nofamily'], "unknown family 'nofamily'"],
     [['verify', '--filter', 'no such case'], 'no case matches'],
     [['verify', '--seed', 'x'], '--seed must be an integer'],
-    [['verify', '--backend', 'gpu'], '--backend must be cpu or reference'],
+    [['verify', '--backend', 'gpu'], '--backend must be cpu, cuda or reference'],
     [['verify', '--backend', 'reference', '--isa', 'avx2'], '--isa needs the cpu backend'],
     [['verify', '--isa', 'mmx'], '--isa mmx is not available'],
     [['verify', '--checkpoint', 'x'], '--checkpoint needs --layer'],

@@ -11,6 +11,7 @@ import { Random } from '../cases/random.ts';
  */
 export function hasCuda(): boolean {
   const { cuda } = info().backends;
+  if (!cuda.available && process.env['HEDDLE_TEST_CUDA'] === 'required') throw new Error(cuda.reason);
   if (!cuda.available) console.log(`cuda tests skipped: ${cuda.reason}`);
   return cuda.available;
 }

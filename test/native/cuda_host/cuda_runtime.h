@@ -14,7 +14,7 @@
 #define __host__
 #define __constant__
 #define __forceinline__ inline
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 // One block runs at a time on one thread, so a block's static shared memory is a static variable.
 #define __shared__ static

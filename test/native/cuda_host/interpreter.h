@@ -18,7 +18,7 @@
 
 #include "core/dtype.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(HEDDLE_CUDA_HOST_ASAN)
 #include <sanitizer/asan_interface.h>
 #define HEDDLE_GUARD_BLOCK(block, used, size)                                                            \
   (ASAN_POISON_MEMORY_REGION((block), static_cast<size_t>(size)),                                        \
@@ -81,7 +81,7 @@ void cp_async_wait(int pending);
 #define HEDDLE_LAUNCH(kernel, grid, block, shared, stream, ...)                                              \
   cuda_host::launch(#kernel, reinterpret_cast<const void*>(kernel), (grid), (block),                        \
                     static_cast<size_t>(shared), (stream),                                                   \
-                    cuda_host::bind(kernel, __VA_ARGS__))
+                    cuda_host::bind(kernel __VA_OPT__(, ) __VA_ARGS__))
 #define HEDDLE_ALLOW_SHARED(kernel, bytes) \
   cuda_host::allow_shared(reinterpret_cast<const void*>(kernel), static_cast<size_t>(bytes))
 #define HEDDLE_DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(cuda_host::dynamic_shared())

@@ -186,10 +186,10 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = new HostEvent;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
   Device& d = device();
   std::lock_guard<std::mutex> lock(d.mutex);
-  event->task = stream ? stream->last : d.queued;
+  event->task = d.queued;  // one queue serves all streams
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
