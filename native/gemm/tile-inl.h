@@ -13,8 +13,8 @@ constexpr int half_vectors() {
 #include "gemm/kernels-inl.h"
 
 // acc + *a * b. On avx512 the broadcast is part of the instruction: 28 instead of 41 micro-operations per step of 13
-// rows, which matters when the other half of the core is somebody else's (75 -> 87 % of the FMA peak in the worst
-// twentieth of a run on a shared host, 99 % either way on a quiet one). Compilers split it because a is used twice.
+// rows. No difference on a quiet host (98 % of the FMA peak); in the slowest twentieth of samples on a shared one 79 to 87
+// instead of 70 to 81 %. Compilers split it because a is used twice.
 template <class V>
 HEDDLE_INLINE V fma_broadcast(const float* a, V b, V acc) {
 #if defined(HEDDLE_TARGET_X86) && (defined(__GNUC__) || defined(__clang__))
@@ -63,7 +63,7 @@ HEDDLE_INLINE void step_f32(const float* a, const float* b, vf (&acc)[MR][2 * U]
   }
 }
 
-// Four steps a turn: pointers, counter and prefetch conditions share ports with the FMAs (AVX2: 86 -> 90 % of the peak).
+// Four steps a turn: pointers, counter and prefetch conditions share ports with the FMAs.
 template <int MR>
 void tile_f32(const TileCall& t) {
   constexpr int U = half_vectors<MR>();
