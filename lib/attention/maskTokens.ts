@@ -40,7 +40,10 @@ const MAX = 2 ** 31 - 1;
 
 function checkTotal(batch: number, frames: number, patches: number, name: string): void {
   if (batch * frames * patches > MAX) {
-    throw new HeddleError('ERR_OPTION', `${name}: ${batch} x ${frames} x ${patches} tokens are more than ${MAX}`);
+    throw new HeddleError(
+      'ERR_OPTION',
+      `${name}: ${batch} x ${frames} x ${patches} tokens are more than ${MAX}`,
+    );
   }
 }
 
@@ -95,7 +98,10 @@ function sample(n: number, count: number, seed: number, batch: number, kind: num
  */
 export function maskTokens(options: MaskTokensOptions): TokenMask {
   if (options === undefined || options === null) {
-    throw new HeddleError('ERR_ARGUMENT', 'maskTokens: options with frames, patches, ratio and seed are required');
+    throw new HeddleError(
+      'ERR_ARGUMENT',
+      'maskTokens: options with frames, patches, ratio and seed are required',
+    );
   }
   checkOptions(options, OPTIONS, 'maskTokens');
   const frames = optionInteger(options.frames, 1, MAX, 'frames');
@@ -118,8 +124,14 @@ export function maskTokens(options: MaskTokensOptions): TokenMask {
     const drawn = sample(n, count, seed, b, KINDS.indexOf(kind));
     const own = indices.subarray(b * each, (b + 1) * each);
     if (kind === 'random') own.set(drawn);
-    else if (kind === 'tube') own.forEach((_, i) => { own[i] = Math.floor(i / count) * patches + drawn[i % count]; });
-    else own.forEach((_, i) => { own[i] = drawn[Math.floor(i / patches)] * patches + (i % patches); });
+    else if (kind === 'tube')
+      own.forEach((_, i) => {
+        own[i] = Math.floor(i / count) * patches + drawn[i % count];
+      });
+    else
+      own.forEach((_, i) => {
+        own[i] = drawn[Math.floor(i / patches)] * patches + (i % patches);
+      });
   }
   return finish(indices, batchOffsets, frames, patches);
 }
