@@ -19,7 +19,6 @@ export const activationCases: OpCase[] = ELEMENTWISE.flatMap((kind) =>
     tolerance: 1e-6,
     bytes: 4 * count * (kind.endsWith('backward') ? 3 : 2),
     bench,
-    verify: !bench,
     prepare(random) {
       const x = new Tensor('float32', random.normals(count, 2), [count]);
       const y = new Tensor('float32', random.normals(count, kind === 'tanh-backward' ? 0.3 : 3), [count]);

@@ -22,7 +22,7 @@ const shapes: Shape[] = [
   { name: 'no samples', input: [0, 4, 5, 6], kernel: [2, 2], stride: [2, 2], padding: [0, 0] },
   {
     name: 'Fashion-MNIST',
-    input: [512, 16, 14, 14],
+    input: [64, 16, 14, 14],
     kernel: [2, 2],
     stride: [1, 1],
     padding: [0, 0],
@@ -42,7 +42,6 @@ function caseOf(s: Shape, average: boolean): OpCase {
     tolerance: 1e-6,
     items: { unit: 'sample', count: samples },
     bench: s.bench,
-    verify: !s.bench,
     prepare(random) {
       const x = normal(random, s.input);
       // Ties go to the first; a NaN wins.
