@@ -147,6 +147,6 @@ export async function measureStudy(
     },
   });
   const seconds = (performance.now() - start) / 1000;
-  if (!Number.isFinite(output.hidden.data[0])) throw new Error(`${v.name}: the output is not finite`);
+  if (!Number.isFinite(output.data[0])) throw new Error(`${v.name}: the output is not finite`);
   return { seconds, bytes: Math.max(0, peakBytes() - before) };
 }

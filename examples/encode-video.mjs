@@ -144,7 +144,7 @@ let clips = 0;
 async function encode() {
   const start = performance.now();
   const frames = new Tensor('uint8', clip, [1, clipFrames, height, width, channels]);
-  const { hidden } = await encoder.forward(frames, {
+  const hidden = await encoder.forward(frames, {
     layout: 'THWC',
     mask,
     onProgress: ({ done, total, stage }) => progress(`clip ${clips}: ${stage} (${done} of ${total})`),

@@ -76,9 +76,9 @@ async function vitest(args, env = {}, echo = false) {
 }
 
 /** Configures, builds and runs one preset of CMakePresets.json. */
-async function preset(name) {
+async function preset(name, options = []) {
   const cmake = (args) => run('cmake', args, { cwd: root, env: environment, timeout: PART_TIMEOUT });
-  const generator = (await findProgram('ninja')) ? ['-G', 'Ninja'] : [];
+  const generator = [...((await findProgram('ninja')) ? ['-G', 'Ninja'] : []), ...options];
   let configured = await cmake(['--preset', name, ...generator]);
   if (configured.code !== 0) {
     // A folder left by another generator or compiler.
@@ -88,7 +88,12 @@ async function preset(name) {
   if (configured.code !== 0) return { passed: 0, failed: 1, output: configured.output };
   const built = await cmake(['--build', '--preset', name, '--parallel', '2']);
   if (built.code !== 0) return { passed: 0, failed: 1, output: built.output };
-  const tested = await run('ctest', ['--preset', name, '--verbose'], {
+  return ctest(['--preset', name], built.output);
+}
+
+/** Runs the native tests of a build folder. */
+async function ctest(where, builtOutput) {
+  const tested = await run('ctest', [...where, '--verbose'], {
     cwd: root,
     env: environment,
     timeout: PART_TIMEOUT,
@@ -100,15 +105,14 @@ async function preset(name) {
     failed += Number(f);
   }
   if (tested.code !== 0 && failed === 0) failed = 1; // crashed, or a sanitizer ended it
-  const warnings = built.output.match(/.*\bwarning: .*/g) ?? [];
+  const warnings = builtOutput.match(/.*\bwarning: .*/g) ?? [];
   const notes = [...warnings, ...new Set(tested.output.match(/skipped: .*/g) ?? [])];
   return { passed, failed, output: tested.output, notes };
 }
 
-async function sanitizerMissing(flag) {
+async function sanitizerMissing(flag, compiler = process.env.CXX ?? 'c++') {
   const out = join(temporary, `probe-${flag.replace(',', '-')}`);
   const args = ['-x', 'c++', '-', `-fsanitize=${flag}`, '-pthread', '-o', out];
-  const compiler = process.env.CXX ?? 'c++';
   const { code } = await run(compiler, args, { input: 'int main() { return 0; }' });
   if (code !== 0) return `${compiler} has no -fsanitize=${flag}`;
   return (await run(out, [])).code === 0 ? null : `a program built with -fsanitize=${flag} does not run here`;
@@ -159,21 +163,34 @@ const parts = [
     name: `vitest, HEDDLE_ISA=${isa}`,
     run: () => vitest(families, { HEDDLE_ISA: isa }),
   })),
-  { name: 'native tests', skip: needsCmake, run: () => preset('release') },
   {
-    name: 'native tests, ASan + UBSan',
-    skip: () => needsCmake() ?? sanitizerMissing('address,undefined'),
-    run: () => preset('asan-ubsan'),
+    name: 'native tests, and the addon, built by cmake-js',
+    skip: needsCmake,
+    async run() {
+      const folder = 'build-cmake/build';
+      const built = await node(bin.cmakeJs, ['compile', '--out', folder, '--CDHEDDLE_TESTS=ON']);
+      if (built.code !== 0) return { passed: 0, failed: 1, output: built.output };
+      const native = await ctest(['--test-dir', folder], built.output);
+      if (native.failed > 0) return native;
+      const env = { HEDDLE_PREBUILD: join(root, 'build-cmake'), HEDDLE_BACKEND: 'cpu' };
+      const { cpu } = (await packageInfo(env)).backends;
+      if (!cpu.available || !cpu.path.includes('build-cmake')) {
+        return { passed: 0, failed: 1, output: `loaded ${cpu.path}: ${cpu.reason}` };
+      }
+      const addon = await vitest(['test/moe/routeTopK.test.ts'], env);
+      return { ...addon, passed: native.passed + addon.passed };
+    },
+  },
+  {
+    // By clang where it is installed: two compilers see the code.
+    name: `native tests, ASan + UBSan${has.clang ? ', clang' : ''}`,
+    skip: () => needsCmake() ?? sanitizerMissing('address,undefined', has.clang ? 'clang++' : undefined),
+    run: () => preset('asan-ubsan', has.clang ? ['-DCMAKE_CXX_COMPILER=clang++'] : []),
   },
   {
     name: 'native tests of the pool, TSan',
     skip: () => needsCmake() ?? sanitizerMissing('thread'),
     run: () => preset('tsan'),
-  },
-  {
-    name: 'native tests, clang',
-    skip: () => needsCmake() ?? (has.clang ? null : 'clang++ is not installed'),
-    run: () => preset('clang'),
   },
   {
     name: 'native tests, 64-bit Arm under qemu',
@@ -212,20 +229,6 @@ const parts = [
     name: 'CUDA library compiles (sm_80, sm_90a), no spills',
     skip: () => needsCmake() ?? (has.nvcc ? null : 'nvcc is not installed'),
     run: () => single(node('scripts/build-cuda.mjs', [])),
-  },
-  {
-    name: 'addon built by cmake-js',
-    skip: needsCmake,
-    async run() {
-      const built = await node(bin.cmakeJs, ['compile', '--out', 'build-cmake/build']);
-      if (built.code !== 0) return { passed: 0, failed: 1, output: built.output };
-      const env = { HEDDLE_PREBUILD: join(root, 'build-cmake'), HEDDLE_BACKEND: 'cpu' };
-      const { cpu } = (await packageInfo(env)).backends;
-      if (!cpu.available || !cpu.path.includes('build-cmake')) {
-        return { passed: 0, failed: 1, output: `loaded ${cpu.path}: ${cpu.reason}` };
-      }
-      return vitest(['test/moe/routeTopK.test.ts'], env);
-    },
   },
 ];
 

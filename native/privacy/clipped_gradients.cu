@@ -53,22 +53,19 @@ __global__ void __launch_bounds__(kProductThreads) linear_clipped_kernel(Clipped
   }
 }
 
-__global__ void __launch_bounds__(kProductThreads) mark_ids_kernel(ClippedArgs a, int64_t rows, uint8_t* present) {
-  const int64_t r = int64_t{blockIdx.x} * kProductThreads + threadIdx.x;
-  if (r >= rows) return;
-  const int32_t id = a.layer.indices[r];
-  if (id != a.layer.padding_index && factor_of(a, r) != 0.0f) present[id] = 1;  // every writer writes 1
-}
-
-// A block an id: its rows in order.
-__global__ void __launch_bounds__(kProductThreads) embedding_clipped_kernel(ClippedArgs a, int64_t rows,
-                                                                           const uint8_t* present) {
+// A block a row: the first row of each id that counts sums the rows of that id, in order.
+__global__ void __launch_bounds__(kProductThreads) embedding_clipped_kernel(ClippedArgs a, int64_t rows) {
   const RowLayer& l = a.layer;
-  const int64_t id = blockIdx.x;
-  if (!present[id]) return;
+  const int64_t at = blockIdx.x;
+  const int32_t id = l.indices[at];
+  int earlier = id == l.padding_index || factor_of(a, at) == 0.0f;
+  for (int64_t r = threadIdx.x; r < at && !earlier; r += kProductThreads) {
+    earlier = l.indices[r] == id && factor_of(a, r) != 0.0f;
+  }
+  if (__syncthreads_or(earlier)) return;
   for (int64_t c = threadIdx.x; c < l.output_count; c += kProductThreads) {
     float sum = 0.0f;
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = at; r < rows; ++r) {
       if (l.indices[r] != id) continue;
       const float f = factor_of(a, r);
       if (f != 0.0f) sum = fmaf(f, load_source(l.grad_outputs, r, c), sum);
@@ -153,15 +150,10 @@ HEDDLE_CUDA_OP(linear_clipped_gradients, ClippedArgs) {
 }
 
 HEDDLE_CUDA_OP(embedding_clipped_gradients, ClippedArgs) {
-  const RowLayer& l = a.layer;
-  const int64_t rows = l.samples * l.positions, ids = l.input_count;
-  if (rows == 0 || ids == 0) return kOk;
-  auto* present = job.scratch<uint8_t>(ids);
-  if (!present) return kNoMemory;
-  cudaMemsetAsync(present, 0, static_cast<size_t>(ids), job.stream);
-  HEDDLE_LAUNCH(mark_ids_kernel, dim3(blocks_of(rows)), dim3(kProductThreads), 0, job.stream, a, rows, present);
-  HEDDLE_LAUNCH(embedding_clipped_kernel, dim3(static_cast<unsigned>(ids)), dim3(kProductThreads), 0, job.stream, a,
-                rows, present);
+  const int64_t rows = a.layer.samples * a.layer.positions;
+  if (rows == 0) return kOk;
+  HEDDLE_LAUNCH(embedding_clipped_kernel, dim3(static_cast<unsigned>(rows)), dim3(kProductThreads), 0, job.stream, a,
+                rows);
   return job.launched();
 }
 

@@ -25,20 +25,29 @@ export function cudaOps(): string[] {
  * Every case of a family's tables whose op has a CUDA kernel against the reference: sync and async, and bitwise equal
  * between runs (on the host shim each run takes another order of threads, so this is what finds missing barriers).
  * @param ops the ops of this family that must have one
- * @param has the cases that have a kernel, where an op has them for some kinds of input only
+ * @param some where an op has kernels for some kinds of input only: their names, and the cases they serve
  */
 export function testCudaCases(
   family: string,
   ops: readonly string[],
-  has: (c: OpCase) => boolean = () => true,
+  some?: { kernels: readonly string[]; serve: (c: OpCase) => boolean },
 ): void {
   describe.skipIf(!hasCuda())(`cuda, ${family}`, () => {
     it('has the kernels it should', () => {
+      if (some) {
+        expect(cudaOps()).toEqual(expect.arrayContaining([...some.kernels]));
+        return;
+      }
       const inTables = new Set(allCases.filter((c) => c.family === family).map((c) => c.op));
       expect(cudaOps().filter((op) => inTables.has(op))).toEqual([...ops]);
     });
     const small = allCases.filter(
-      (c) => c.family === family && ops.includes(c.op) && !c.bench && c.verify !== false && has(c),
+      (c) =>
+        c.family === family &&
+        ops.includes(c.op) &&
+        !c.bench &&
+        c.verify !== false &&
+        (some?.serve(c) ?? true),
     );
     for (const [index, c] of small.entries()) {
       it(`${c.op}: ${c.name}`, () => testCase(c, index), 120_000);

@@ -19,7 +19,7 @@ check::Random draw(1);
 
 // A heap block of exactly n elements of a type, filled with normal-like numbers.
 struct Block {
-  Block(DType t, int64_t n, bool random = true) : type(t), count(n), data(std::malloc(static_cast<size_t>(n * dtype_size(t)))) {
+  Block(DType t, int64_t n, bool random = true) : type(t), count(n), data(std::malloc(static_cast<size_t>(n) * static_cast<size_t>(dtype_size(t)))) {
     for (int64_t i = 0; i < n; ++i) set(i, random ? static_cast<float>(4 * draw.uniform() - 2) : 0.0f);
   }
   Block(const Block&) = delete;

@@ -30,7 +30,7 @@ it('examples/encode-video.mjs writes what forward gives, from raw frames and fro
   expect(said).toMatch(/clip 0: \[46, 36\].*\nclip 1: \[46, 36\]/);
   const encoder = await VideoEncoder.load(checkpoint);
   const frames = new Tensor('uint8', bytes.subarray(0, 10 * size), [2, 5, 21, 21, 3]);
-  const { hidden } = await encoder.forward(frames, { layout: 'THWC' });
+  const hidden = await encoder.forward(frames, { layout: 'THWC' });
   encoder.dispose();
   const written = readFileSync(out);
   const floats = new Float32Array(new Uint8Array(written).buffer);

@@ -36,3 +36,17 @@ describe('peak memory of a private step beyond its tensors', () => {
     for (const { grown, limit } of results!) expect(grown).toBeLessThan(limit);
   });
 });
+
+it('full attention over 65,536 keys takes less than 32 MiB beyond its tensors', async () => {
+  const { skipped, grown, finite } = await runProgram<{ skipped?: string; grown?: number; finite?: boolean }>(
+    'attentionMemory.mjs',
+    [],
+    { nodeArgs: ['--expose-gc'] },
+  );
+  if (skipped !== undefined) {
+    console.log(`skipped: ${skipped}`);
+    return;
+  }
+  expect(finite).toBe(true);
+  expect(grown).toBeLessThan(32 * 2 ** 20);
+});

@@ -3,7 +3,7 @@ import { runAsync, runSync, type Steps } from '../../checkpoint/steps.ts';
 import { Checkpoint, openCheckpoint } from '../../checkpoint.ts';
 import { HeddleError } from '../../errors.ts';
 import { type AsyncOpOptions, checkOptions, optionChoice, optionInteger } from '../../op.ts';
-import { allocate, makeTensor, type Tensor, type TensorLike } from '../../tensor.ts';
+import { allocate, makeTensor, Tensor, type TensorLike } from '../../tensor.ts';
 import { indexTokens, type KeptTokens } from '../keptTokens.ts';
 import { videoArchitecture } from './architectures.ts';
 import { ownTimeClass, type ResolvedConfig, resolveConfig, type VideoEncoderConfig } from './config.ts';
@@ -44,18 +44,27 @@ export interface VideoForwardOptions extends AsyncOpOptions {
   onProgress?: (progress: { done: number; total: number; stage: string }) => void;
 }
 
-export interface VideoEncoderOutput {
-  /**
-   * last_hidden_state, float32: `[clips, tokens, hidden]`, the class token first; `[clips * frames, 1 + patches,
-   * hidden]` of space-only attention. Sequences of different lengths are packed: `[1, all tokens, hidden]`.
-   */
-  hidden: Tensor<'float32'>;
-  /** With a mask: where each sequence of `hidden` begins, and the end, int32. */
-  offsets?: Tensor<'int32'>;
+/**
+ * last_hidden_state, float32: `[clips, tokens, hidden]`, the class token first; `[clips * frames, 1 + patches, hidden]`
+ * of space-only attention. Sequences of different lengths are packed: `[1, all tokens, hidden]`.
+ */
+export class VideoEncoderOutput extends Tensor<'float32'> {
+  /** With a mask: where each sequence begins, and the end, int32. */
+  readonly offsets?: Tensor<'int32'>;
   /** pooler_output `[clips, pooler size]`, where the model has a pooler. */
-  pooled?: Tensor<'float32'>;
+  readonly pooled?: Tensor<'float32'>;
   /** With `lastLayers`: the activations of those layers, first to last. */
-  activations?: LayerActivations[];
+  readonly activations?: LayerActivations[];
+
+  /** @internal */
+  constructor(
+    data: Float32Array,
+    dims: readonly number[],
+    more: Pick<VideoEncoderOutput, 'offsets' | 'pooled' | 'activations'>,
+  ) {
+    super('float32', data, dims);
+    Object.assign(this, more);
+  }
 }
 
 const FORWARD_OPTIONS: ReadonlySet<string> = new Set([
@@ -105,7 +114,7 @@ function keptTokens(mask: KeptTokens | undefined, f: Frames): Int32Array[] | und
  *
  * ```ts
  * const encoder = await VideoEncoder.load(directory, { type: 'bfloat16' });
- * const { hidden } = await encoder.forward(frames); // [clips, frames, channels, height, width]
+ * const hidden = await encoder.forward(frames); // [clips, frames, channels, height, width] to [clips, tokens, hidden]
  * encoder.dispose();
  * ```
  *
@@ -303,11 +312,12 @@ export class VideoEncoder {
     const even = offsets.every((o, i) => o === i * length);
     const d = this.config.hiddenSize;
     const dims = sequences === 0 ? [clips, 0, d] : even ? [sequences, length, d] : [1, offsets[sequences], d];
-    const output: VideoEncoderOutput = { hidden: makeTensor('float32', x, dims) };
-    if (masked) output.offsets = makeTensor('int32', offsets, [offsets.length]);
-    if (result.pooled && (this.config.classToken || ownTimeClass(this.config))) output.pooled = result.pooled;
-    if (kept) output.activations = result.activations;
-    return output;
+    const pooled = this.config.classToken || ownTimeClass(this.config) ? result.pooled : undefined;
+    return new VideoEncoderOutput(x, dims, {
+      ...(masked && { offsets: makeTensor('int32', offsets, [offsets.length]) }),
+      ...(pooled && { pooled }),
+      ...(kept && { activations: result.activations }),
+    });
   }
 
   /** Frees the packed weights, when the running calls have ended. Further use throws `ERR_DISPOSED`. */

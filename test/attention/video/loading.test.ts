@@ -115,7 +115,7 @@ describe('VideoEncoder.load', () => {
     );
     const { frames, hidden } = goldenIo('timesformer_joint');
     const encoder = await VideoEncoder.load(wrapped);
-    expectNear((await encoder.forward(frames)).hidden.data, hidden.data, 2e-6);
+    expectNear((await encoder.forward(frames)).data, hidden.data, 2e-6);
     encoder.dispose();
   });
 
@@ -127,13 +127,13 @@ describe('VideoEncoder.load', () => {
     const bf16 = await VideoEncoder.load(goldenVideo(name), { type: 'bfloat16', onProgress });
     expect(seen.length).toBeGreaterThan(10);
     expect(seen.at(-1)).toBe(1);
-    expectNear((await bf16.forward(frames)).hidden.data, hidden.data, 2e-6);
+    expectNear((await bf16.forward(frames)).data, hidden.data, 2e-6);
     const int8 = await VideoEncoder.load(goldenVideo(name), { type: 'int8' });
     const float32 = await VideoEncoder.load(goldenVideo(name), { type: 'float32' });
     expect(bf16.bytes).toBeLessThan(float32.bytes);
     expect(int8.bytes).toBeLessThan(float32.bytes);
     float32.dispose();
-    expectNear((await int8.forward(frames)).hidden.data, hidden.data, 0.06);
+    expectNear((await int8.forward(frames)).data, hidden.data, 0.06);
     bf16.dispose();
     int8.dispose();
   });
@@ -198,10 +198,10 @@ describe('VideoEncoder.create', () => {
     const gone = new AbortController();
     gone.abort();
     await expectRejection(encoder.forward(frames, { signal: gone.signal }), 'ERR_ABORTED', /aborted/);
-    expect((await forward([0, 4, 3, 12, 12])).hidden.dims).toEqual([0, 0, 24]);
+    expect((await forward([0, 4, 3, 12, 12])).dims).toEqual([0, 0, 24]);
     const running = encoder.forward(frames);
     encoder.dispose();
-    expect((await running).hidden.dims).toEqual([2, 18, 24]);
+    expect((await running).dims).toEqual([2, 18, 24]);
     await expectRejection(encoder.forward(frames), 'ERR_DISPOSED', /disposed/);
   });
 
@@ -223,8 +223,8 @@ describe('VideoEncoder.create', () => {
     const last = await encoder.forward(new Tensor('uint8', bytes, dims), { layout: 'THWC', normalization });
     const first = await encoder.forward(new Tensor('uint8', planes, [2, 4, 3, 12, 12]), { normalization });
     const float = await encoder.forward(new Tensor('float32', floats, [2, 4, 3, 12, 12]));
-    expect(sameBits([last.hidden], [first.hidden])).toBe(true);
-    expectNear(first.hidden.data, float.hidden.data, 1e-6);
+    expect(sameBits([last], [first])).toBe(true);
+    expectNear(first.data, float.data, 1e-6);
     encoder.dispose();
   });
 
@@ -233,8 +233,9 @@ describe('VideoEncoder.create', () => {
     const frames = randomFrames(CONFIG, 2, new Random(2));
     const plain = await encoder.forward(frames);
     expect(plain.activations).toBeUndefined();
-    const { hidden, activations } = await encoder.forward(frames, { lastLayers: 2 });
-    expect(sameBits([hidden], [plain.hidden])).toBe(true);
+    const hidden = await encoder.forward(frames, { lastLayers: 2 });
+    expect(sameBits([hidden], [plain])).toBe(true);
+    const { activations } = hidden;
     expect(activations!.map((a) => a.layer)).toEqual([1, 2]);
     const steps = activations![1].steps;
     expect(steps.map((s) => s.axis ?? s.kind)).toEqual(['time', 'space', 'mlp']);
@@ -291,8 +292,8 @@ describe('VideoEncoder.create', () => {
     for (let t = 0; t < 4; t++) clip.set(still.data, t * still.size);
     const y = await encoder.forward(new Tensor('float32', clip, [1, 4, 3, 12, 12]));
     const x = await imageEncoder.forward(still);
-    expectNear(y.hidden.data.slice(0, x.hidden.size), x.hidden.data, 1e-6);
-    expectNear(y.hidden.data.slice(x.hidden.size), x.hidden.data, 1e-6);
+    expectNear(y.data.slice(0, x.size), x.data, 1e-6);
+    expectNear(y.data.slice(x.size), x.data, 1e-6);
     const { 'patch.bias': _, ...less } = source;
     expectThrow(() => inflateImageEncoder(CONFIG, less), 'ERR_ARGUMENT', /patch\.bias missing/);
     encoder.dispose();

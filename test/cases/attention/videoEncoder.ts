@@ -136,7 +136,7 @@ function prepareCase(s: EncoderShape, random: Random): PreparedCase {
     return fresh;
   };
   const run = (o: OpOptions, mask?: KeptTokens) =>
-    encoder(o).forwardSync(frames, { threads: o.threads, mask }).hidden;
+    encoder(o).forwardSync(frames, { threads: o.threads, mask });
   const dispose = () => {
     for (const e of made.values()) e.dispose();
   };
@@ -145,7 +145,7 @@ function prepareCase(s: EncoderShape, random: Random): PreparedCase {
     return {
       run: (o) => [run(o, mask)],
       runAsync: async ({ backend, threads, signal }) => [
-        (await encoder({ backend }).forward(frames, { threads, signal, mask })).hidden,
+        await encoder({ backend }).forward(frames, { threads, signal, mask }),
       ],
       dispose,
     };
