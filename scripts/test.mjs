@@ -76,9 +76,9 @@ async function vitest(args, env = {}, echo = false) {
 }
 
 /** Configures, builds and runs one preset of CMakePresets.json. */
-async function preset(name, options = []) {
+async function preset(name) {
   const cmake = (args) => run('cmake', args, { cwd: root, env: environment, timeout: PART_TIMEOUT });
-  const generator = [...((await findProgram('ninja')) ? ['-G', 'Ninja'] : []), ...options];
+  const generator = (await findProgram('ninja')) ? ['-G', 'Ninja'] : [];
   let configured = await cmake(['--preset', name, ...generator]);
   if (configured.code !== 0) {
     // A folder left by another generator or compiler.
@@ -110,9 +110,10 @@ async function ctest(where, builtOutput) {
   return { passed, failed, output: tested.output, notes };
 }
 
-async function sanitizerMissing(flag, compiler = process.env.CXX ?? 'c++') {
+async function sanitizerMissing(flag) {
   const out = join(temporary, `probe-${flag.replace(',', '-')}`);
   const args = ['-x', 'c++', '-', `-fsanitize=${flag}`, '-pthread', '-o', out];
+  const compiler = process.env.CXX ?? 'c++';
   const { code } = await run(compiler, args, { input: 'int main() { return 0; }' });
   if (code !== 0) return `${compiler} has no -fsanitize=${flag}`;
   return (await run(out, [])).code === 0 ? null : `a program built with -fsanitize=${flag} does not run here`;
@@ -182,15 +183,19 @@ const parts = [
     },
   },
   {
-    // By clang where it is installed: two compilers see the code.
-    name: `native tests, ASan + UBSan${has.clang ? ', clang' : ''}`,
-    skip: () => needsCmake() ?? sanitizerMissing('address,undefined', has.clang ? 'clang++' : undefined),
-    run: () => preset('asan-ubsan', has.clang ? ['-DCMAKE_CXX_COMPILER=clang++'] : []),
+    name: 'native tests, ASan + UBSan',
+    skip: () => needsCmake() ?? sanitizerMissing('address,undefined'),
+    run: () => preset('asan-ubsan'),
   },
   {
     name: 'native tests of the pool, TSan',
     skip: () => needsCmake() ?? sanitizerMissing('thread'),
     run: () => preset('tsan'),
+  },
+  {
+    name: 'native tests, clang',
+    skip: () => needsCmake() ?? (has.clang ? null : 'clang++ is not installed'),
+    run: () => preset('clang'),
   },
   {
     name: 'native tests, 64-bit Arm under qemu',

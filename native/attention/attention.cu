@@ -72,13 +72,19 @@ __device__ inline void put_lse(const AttentionArgs& a, const Sequence& s, int64_
   }
 }
 
-// Mean of column i of all values of the sequence, for a row that sees none of them.
-__device__ inline float mean_value(const AttentionProblem& p, const Sequence& s, int64_t key_head, int64_t i) {
-  float sum = 0.0f;
-  for (int64_t j = 0; j < s.keys; ++j) {
-    sum += load_any(p.value, p.type, p.value_at(s, j, key_head) + i * p.value_stride[3]);
+// Columns first, first + step, ... of a row that sees no key: the mean of all values of the sequence.
+template <DType T>
+__device__ inline void put_means(const AttentionProblem& p, const Sequence& s, int64_t key_head, int first, int step,
+                                 const RowOut<T>& out) {
+#pragma unroll 1
+  for (int i = first; i < p.value_dim; i += step) {
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int64_t j = 0; j < s.keys; ++j) {
+      sum += load_as_float<T>(p.value, p.value_at(s, j, key_head) + i * p.value_stride[3]);
+    }
+    out.put(i, s.keys ? sum / static_cast<float>(s.keys) : 0.0f);
   }
-  return s.keys ? sum / static_cast<float>(s.keys) : 0.0f;
 }
 
 // N * 32 value columns at most.
@@ -156,10 +162,9 @@ __global__ void __launch_bounds__(kExactRows* kWarp) attention_exact_kernel(Atte
 #pragma unroll
   for (int c = 0; c < N; ++c) {
     const int i = c * kWarp + lane;
-    if (i >= width) continue;
-    const bool mean = end.empty && p.uniform_empty;
-    out.put(i, mean ? mean_value(p, s, rows.key_head, i) : end.empty ? 0.0f : sums[c] * end.factor);
+    if (i < width) out.put(i, end.empty ? 0.0f : sums[c] * end.factor);
   }
+  if (end.empty && p.uniform_empty) put_means(p, s, rows.key_head, lane, kWarp, out);
   if (lane == 0) put_lse(a, s, position, head, end.lse);
 }
 
@@ -199,7 +204,7 @@ __device__ __forceinline__ void load_tile(uint16_t* to, const void* from, int32_
 
 __host__ __device__ constexpr int matrix_keys(int width) { return width > 128 ? 32 : 64; }
 __host__ __device__ constexpr int64_t matrix_shared(int width) {
-  return 2 * ((kMatrixRows + 2 * matrix_keys(width)) * (width + 8) + kMatrixRows * (matrix_keys(width) + 8));
+  return 2 * (kMatrixRows + 2 * matrix_keys(width)) * (width + 8) + 4 * kMatrixThreads * (matrix_keys(width) / 2);
 }
 
 // Width: head_dim and value_dim rounded up. The four warps have 16 rows each.
@@ -210,7 +215,9 @@ __global__ void __launch_bounds__(kMatrixThreads, Width == 64 ? 2 : 1) attention
   uint16_t* queries = shared;
   uint16_t* keys = queries + kMatrixRows * kPitch;
   uint16_t* values = keys + kKeys * kPitch;
-  uint16_t* weights = values + kKeys * kPitch;  // [64][kWeightPitch], for tiles with values that are not finite
+  // For formed logits, and for the weights of tiles whose values are not finite.
+  auto* logits = reinterpret_cast<float*>(values + kKeys * kPitch);
+  auto* weights = reinterpret_cast<uint16_t*>(logits);  // [64][kWeightPitch]
   const AttentionProblem& p = a.problem;
   BlockRows rows;
   if (!find_rows(p, kMatrixRows, blockIdx.x, blockIdx.y, &rows)) return;
@@ -277,15 +284,29 @@ __global__ void __launch_bounds__(kMatrixThreads, Width == 64 ? 2 : 1) attention
         mma_any<T>(z[2 * n + 1], x, high);
       }
     }
-    if (!whole) {
+    if (formed) {
+      // By way of shared memory, so that the code for one logit stands here once instead of once per register.
+      float* own_logits = logits + threadIdx.x;
+#pragma unroll
+      for (int i = 0; i < kKeys / 2; ++i) own_logits[i * kMatrixThreads] = z[i / 4][i % 4];
+#pragma unroll 1
+      for (int i = 0; i < kKeys / 2; ++i) {
+        const bool second = i % 4 >= 2;
+        const int64_t at = second ? position[1] : position[0], h = second ? head[1] : head[0];
+        const DeviceRange range = second ? own[1] : own[0];
+        const int64_t key = tile + i / 4 * 8 + 2 * t + i % 2;
+        float* logit = own_logits + i * kMatrixThreads;
+        *logit = sees(p, s, at, h, range, key) ? logit_of(p, s, at, h, key, *logit, nullptr) : kMinusInf;
+      }
+#pragma unroll
+      for (int i = 0; i < kKeys / 2; ++i) z[i / 4][i % 4] = own_logits[i * kMatrixThreads];
+    } else if (!whole) {
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const int r = e / 2;
           const int64_t key = tile + n * 8 + 2 * t + e % 2;
-          if (!sees(p, s, position[r], head[r], own[r], key)) z[n][e] = kMinusInf;
-          else if (formed) z[n][e] = logit_of(p, s, position[r], head[r], key, z[n][e], nullptr);
+          if (key < own[e / 2].lo || key >= own[e / 2].hi) z[n][e] = kMinusInf;
         }
       }
     }
@@ -383,16 +404,15 @@ __global__ void __launch_bounds__(kMatrixThreads, Width == 64 ? 2 : 1) attention
     if (row > last) continue;
     const RowEnd end = end_row(p, head[r], m[r], total[r]);
     const RowOut<T> to(a, s, position[r], head[r]);
-    const bool mean = end.empty && p.uniform_empty;
 #pragma unroll
     for (int n = 0; n < Width / 8; ++n) {
 #pragma unroll
       for (int e = 2 * r; e < 2 * r + 2; ++e) {
         const int i = n * 8 + 2 * t + e % 2;
-        if (i >= p.value_dim) continue;
-        to.put(i, mean ? mean_value(p, s, key_head, i) : end.empty ? 0.0f : out[n][e] * end.factor);
+        if (i < p.value_dim) to.put(i, end.empty ? 0.0f : out[n][e] * end.factor);
       }
     }
+    if (end.empty && p.uniform_empty) put_means(p, s, key_head, t, 4, to);
     if (t == 0) put_lse(a, s, position[r], head[r], end.lse);
   }
 }
