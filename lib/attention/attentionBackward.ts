@@ -1,16 +1,9 @@
 import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import {
-  type AsyncOpOptions,
-  call,
-  callSync,
-  checkOptions,
-  checkOut,
-  type Op,
-  type OpOptions,
-} from '../op.ts';
+import { type AsyncOpOptions, call, callSync, checkOptions, type Op, type OpOptions } from '../op.ts';
 import { attentionBackwardReference } from '../reference/attention/attentionBackward.ts';
-import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { gradientTensor } from './gradientTensor.ts';
 import { ATTENTION_OPTION_NAMES, type AttentionOptions, prepareAttention } from './options.ts';
 
 /** Gradients of {@link attention}. */
@@ -78,35 +71,14 @@ function prepare(
   const output = ofShape(options.output, type, outDims, 'output');
   const logSumExp = ofShape(options.logSumExp, 'float32', [batch, heads, queries], 'logSumExp');
   const all: Tensor[] = [...inputs, upstream, output, logSumExp];
-  const given = options.out;
-  function target<T extends FloatType>(
-    t: T,
-    dims: readonly number[],
-    name: keyof AttentionGradients,
-  ): Tensor<T> {
-    const to = given?.[name];
-    if (to === undefined) {
-      return makeTensor(
-        t,
-        allocate(
-          t,
-          dims.reduce((a, b) => a * b, 1),
-        ),
-        dims,
-      );
-    }
-    const checked = asTensor(to as TensorLike, `out.${name}`, [t]);
-    checkOut(checked, dims, all, `out.${name}`);
-    all.push(checked);
-    return checked;
-  }
+  const out = options.out;
   const result: AttentionGradients = {
-    query: target(type, query.dims, 'query'),
-    key: target(type, key.dims, 'key'),
-    value: target(type, value.dims, 'value'),
+    query: gradientTensor(out?.query, type, query.dims, all, 'out.query'),
+    key: gradientTensor(out?.key, type, key.dims, all, 'out.key'),
+    value: gradientTensor(out?.value, type, value.dims, all, 'out.value'),
   };
   if (options.bias !== undefined) {
-    result.bias = target('float32', options.bias.dims, 'bias');
+    result.bias = gradientTensor(out?.bias, 'float32', options.bias.dims, all, 'out.bias');
     result.bias.data.fill(0); // both backends add to it
   }
   const list = [

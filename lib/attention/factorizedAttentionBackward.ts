@@ -1,21 +1,14 @@
 import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import {
-  type AsyncOpOptions,
-  call,
-  callSync,
-  checkOptions,
-  checkOut,
-  type Op,
-  type OpOptions,
-} from '../op.ts';
+import { type AsyncOpOptions, call, callSync, checkOptions, type Op, type OpOptions } from '../op.ts';
 import { factorizedAttentionBackwardReference } from '../reference/attention/factorizedAttentionBackward.ts';
-import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import {
   FACTORIZED_OPTION_NAMES,
   type FactorizedAttentionOptions,
   prepareFactorized,
 } from './factorizedOptions.ts';
+import { gradientTensor } from './gradientTensor.ts';
 import { asInput, shapeError } from './options.ts';
 
 /** Gradients of {@link factorizedAttention}, contiguous, in the dims and type of their inputs. */
@@ -97,36 +90,23 @@ function prepare(
     classUpstream = ofShape(options.gradClassToken, type, dims, 'gradClassToken');
     all.push(classUpstream);
   }
-  function target<T extends FloatType>(
-    given: TensorLike | undefined,
-    t: T,
-    dims: readonly number[],
-    name: string,
-  ) {
-    const count = dims.reduce((a, b) => a * b, 1);
-    if (given === undefined) return makeTensor(t, allocate(t, count), dims);
-    const checked = asTensor(given, name, [t]);
-    checkOut(checked, dims, all, name);
-    all.push(checked);
-    return checked;
-  }
   const out = options.out;
   const result: FactorizedAttentionGradients = {
-    query: target(out?.query, type, p.query.dims, 'out.query'),
-    key: target(out?.key, type, p.key.dims, 'out.key'),
-    value: target(out?.value, type, p.value.dims, 'out.value'),
+    query: gradientTensor(out?.query, type, p.query.dims, all, 'out.query'),
+    key: gradientTensor(out?.key, type, p.key.dims, all, 'out.key'),
+    value: gradientTensor(out?.value, type, p.value.dims, all, 'out.value'),
   };
   if (options.bias !== undefined) {
-    result.bias = target(out?.bias, 'float32', options.bias.dims, 'out.bias');
+    result.bias = gradientTensor(out?.bias, 'float32', options.bias.dims, all, 'out.bias');
     result.bias.data.fill(0); // both backends add to it
   }
   if (p.classToken !== undefined) {
     const { query, key, value } = p.classToken;
     const given = out?.classToken;
     result.classToken = {
-      query: target(given?.query, type, query.tensor.dims, 'out.classToken.query'),
-      key: target(given?.key, type, key.tensor.dims, 'out.classToken.key'),
-      value: target(given?.value, type, value.tensor.dims, 'out.classToken.value'),
+      query: gradientTensor(given?.query, type, query.tensor.dims, all, 'out.classToken.query'),
+      key: gradientTensor(given?.key, type, key.tensor.dims, all, 'out.classToken.key'),
+      value: gradientTensor(given?.value, type, value.tensor.dims, all, 'out.classToken.value'),
     };
   }
   const args = [

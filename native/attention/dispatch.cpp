@@ -22,13 +22,6 @@ bool Failure::get() const { return failed_.load(std::memory_order_relaxed) != 0;
 
 void* attention_scratch(int64_t bytes) { return Workspace::local().get(static_cast<size_t>(bytes)); }
 
-Sequence sequence_of(const AttentionProblem& p, int64_t index) {
-  if (!p.query_offsets) return {index / p.inner, 0, p.queries, 0, p.keys, index % p.inner};
-  const int64_t q = p.query_offsets[index], k = p.key_offsets[index];
-  const int64_t batch = p.batch_segments ? index / p.batch_segments : 0;
-  return {batch, q, p.query_offsets[index + 1] - q, k, p.key_offsets[index + 1] - k};
-}
-
 bool make_plan(const AttentionProblem& p, int threads, AttentionPlan* plan) {
   const int64_t sequences = p.sequences(), group = p.group();
   if (group == 0) return true;

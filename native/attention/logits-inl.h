@@ -3,28 +3,6 @@
 constexpr float kNegInf = -HUGE_VALF;
 constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 
-// Keys [lo, hi) that causal and window allow to query position i.
-struct KeyRange {
-  int64_t lo, hi;
-};
-HEDDLE_INLINE KeyRange key_range(const AttentionProblem& p, const Sequence& s, int64_t i) {
-  if (p.step > 1) {  // keys == queries
-    const int64_t at = i / p.step * p.step, left = p.left * p.step, right = (p.right + 1) * p.step;
-    return {left < 0 || left > at ? 0 : at - left, right <= 0 || at + right > s.keys ? s.keys : at + right};
-  }
-  const int64_t diagonal = i + s.keys - s.queries;
-  int64_t lo = p.left < 0 || diagonal < p.left ? 0 : diagonal - p.left;
-  int64_t hi = p.right < 0 || diagonal + p.right + 1 > s.keys ? s.keys : diagonal + p.right + 1;
-  if (hi < 0) hi = 0;
-  if (lo > hi) lo = hi;
-  return {lo, hi};
-}
-
-// Whether anything but causal, window and scale forms the logits.
-HEDDLE_INLINE bool has_transform(const AttentionProblem& p) {
-  return p.softcap > 0.0f || p.bias || p.alibi || p.mask || p.block_mask || p.query_ids || !(p.scale > 0.0f);
-}
-
 // tanh; 2 ULP: odd polynomial near 0 (Cephes), (1 - e^-2|x|) / (1 + e^-2|x|) beyond.
 HEDDLE_INLINE vf tanh_lanes(vf x) {
   const vf a = abs(x), z = mul(x, x);

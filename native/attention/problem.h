@@ -113,7 +113,34 @@ struct AttentionProblem {
   }
 };
 
-Sequence sequence_of(const AttentionProblem& p, int64_t index);
+HEDDLE_BOTH inline Sequence sequence_of(const AttentionProblem& p, int64_t index) {
+  if (!p.query_offsets) return {index / p.inner, 0, p.queries, 0, p.keys, index % p.inner};
+  const int64_t q = p.query_offsets[index], k = p.key_offsets[index];
+  const int64_t batch = p.batch_segments ? index / p.batch_segments : 0;
+  return {batch, q, p.query_offsets[index + 1] - q, k, p.key_offsets[index + 1] - k};
+}
+
+// Keys [lo, hi) that causal and window allow to query position i.
+struct KeyRange {
+  int64_t lo, hi;
+};
+HEDDLE_BOTH inline KeyRange key_range(const AttentionProblem& p, const Sequence& s, int64_t i) {
+  if (p.step > 1) {  // keys == queries
+    const int64_t at = i / p.step * p.step, left = p.left * p.step, right = (p.right + 1) * p.step;
+    return {left < 0 || left > at ? 0 : at - left, right <= 0 || at + right > s.keys ? s.keys : at + right};
+  }
+  const int64_t diagonal = i + s.keys - s.queries;
+  int64_t lo = p.left < 0 || diagonal < p.left ? 0 : diagonal - p.left;
+  int64_t hi = p.right < 0 || diagonal + p.right + 1 > s.keys ? s.keys : diagonal + p.right + 1;
+  if (hi < 0) hi = 0;
+  if (lo > hi) lo = hi;
+  return {lo, hi};
+}
+
+// Whether anything but causal, window and scale forms the logits.
+HEDDLE_BOTH inline bool has_transform(const AttentionProblem& p) {
+  return p.softcap > 0.0f || p.bias || p.alibi || p.mask || p.block_mask || p.query_ids || !(p.scale > 0.0f);
+}
 
 // Units of work: (sequence, key head, block of query positions). How they are cut depends on the threads; the
 // result does not, because no sum crosses a unit.

@@ -15,36 +15,46 @@
 namespace heddle::binding {
 namespace {
 
+// The numbers of a problem in one array, in the order of lib/attention/layout.ts and factorizedLayout.ts.
+class Numbers {
+ public:
+  explicit Numbers(Call& call) : next_(call.host_array<double>()) {}
+  double number() { return *next_++; }
+  int64_t integer() { return static_cast<int64_t>(number()); }
+  void integers(int64_t* to, int count) {
+    for (int i = 0; i < count; ++i) to[i] = integer();
+  }
+
+ private:
+  const double* next_;
+};
+
 AttentionProblem attention_problem(Call& call) {
   AttentionProblem p;
-  const double* n = call.host_array<double>();
-  auto integer = [&] { return static_cast<int64_t>(*n++); };
-  auto integers = [&](int64_t* to, int count) {
-    for (int i = 0; i < count; ++i) to[i] = integer();
-  };
-  p.batch = integer();
-  p.queries = integer();
-  p.keys = integer();
-  p.query_heads = static_cast<int32_t>(integer());
-  p.key_heads = static_cast<int32_t>(integer());
-  p.head_dim = static_cast<int32_t>(integer());
-  p.value_dim = static_cast<int32_t>(integer());
-  integers(p.query_stride, 4);
-  integers(p.key_stride, 4);
-  integers(p.value_stride, 4);
-  integers(p.bias_stride, 3);
-  integers(p.mask_stride, 3);
-  integers(p.block_stride, 3);
-  p.block_query = integer();
-  p.block_key = integer();
-  p.query_id_stride = integer();
-  p.key_id_stride = integer();
-  p.left = integer();
-  p.right = integer();
-  p.scale = static_cast<float>(*n++);
-  p.softcap = static_cast<float>(*n++);
-  p.uniform_empty = integer() != 0;
-  p.segments = integer();
+  Numbers n(call);
+  p.batch = n.integer();
+  p.queries = n.integer();
+  p.keys = n.integer();
+  p.query_heads = static_cast<int32_t>(n.integer());
+  p.key_heads = static_cast<int32_t>(n.integer());
+  p.head_dim = static_cast<int32_t>(n.integer());
+  p.value_dim = static_cast<int32_t>(n.integer());
+  n.integers(p.query_stride, 4);
+  n.integers(p.key_stride, 4);
+  n.integers(p.value_stride, 4);
+  n.integers(p.bias_stride, 3);
+  n.integers(p.mask_stride, 3);
+  n.integers(p.block_stride, 3);
+  p.block_query = n.integer();
+  p.block_key = n.integer();
+  p.query_id_stride = n.integer();
+  p.key_id_stride = n.integer();
+  p.left = n.integer();
+  p.right = n.integer();
+  p.scale = static_cast<float>(n.number());
+  p.softcap = static_cast<float>(n.number());
+  p.uniform_empty = n.integer() != 0;
+  p.segments = n.integer();
   p.type = call.dtype();
   p.query = call.array<const void>();
   p.key = call.array<const void>();
@@ -154,37 +164,33 @@ Napi::Value rotary_embedding_call(const Napi::CallbackInfo& info) {
 // In the order of lib/attention/factorizedLayout.ts.
 FactorizedProblem factorized_problem(Call& call) {
   FactorizedProblem f;
-  const double* n = call.array<double>();
-  auto integer = [&] { return static_cast<int64_t>(*n++); };
-  auto integers = [&](int64_t* to, int count) {
-    for (int i = 0; i < count; ++i) to[i] = integer();
-  };
-  f.axis = static_cast<Axis>(integer());
-  f.batch = integer();
-  f.frames = integer();
-  f.patches = integer();
-  f.query_heads = static_cast<int32_t>(integer());
-  f.key_heads = static_cast<int32_t>(integer());
-  f.head_dim = static_cast<int32_t>(integer());
-  f.value_dim = static_cast<int32_t>(integer());
-  integers(f.query_stride, 5);
-  integers(f.key_stride, 5);
-  integers(f.value_stride, 5);
-  integers(f.output_stride, 5);
-  integers(f.class_query_stride, 2);
-  integers(f.class_key_stride, 2);
-  integers(f.class_value_stride, 2);
-  integers(f.class_output_stride, 2);
-  integers(f.bias_stride, 4);
-  integers(f.mask_stride, 4);
-  f.left = integer();
-  f.right = integer();
-  f.scale = static_cast<float>(*n++);
-  f.softcap = static_cast<float>(*n++);
-  f.uniform_empty = integer() != 0;
-  f.tokens = integer();
-  f.lse_batch = integer();
-  f.lse_head = integer();
+  Numbers n(call);
+  f.axis = static_cast<Axis>(n.integer());
+  f.batch = n.integer();
+  f.frames = n.integer();
+  f.patches = n.integer();
+  f.query_heads = static_cast<int32_t>(n.integer());
+  f.key_heads = static_cast<int32_t>(n.integer());
+  f.head_dim = static_cast<int32_t>(n.integer());
+  f.value_dim = static_cast<int32_t>(n.integer());
+  n.integers(f.query_stride, 5);
+  n.integers(f.key_stride, 5);
+  n.integers(f.value_stride, 5);
+  n.integers(f.output_stride, 5);
+  n.integers(f.class_query_stride, 2);
+  n.integers(f.class_key_stride, 2);
+  n.integers(f.class_value_stride, 2);
+  n.integers(f.class_output_stride, 2);
+  n.integers(f.bias_stride, 4);
+  n.integers(f.mask_stride, 4);
+  f.left = n.integer();
+  f.right = n.integer();
+  f.scale = static_cast<float>(n.number());
+  f.softcap = static_cast<float>(n.number());
+  f.uniform_empty = n.integer() != 0;
+  f.tokens = n.integer();
+  f.lse_batch = n.integer();
+  f.lse_head = n.integer();
   f.type = call.dtype();
   f.query = call.array<void>();
   f.key = call.array<void>();

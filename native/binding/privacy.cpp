@@ -14,18 +14,22 @@
 namespace heddle::binding {
 namespace {
 
+RowSource row_source(Call& call, int64_t stride) {
+  RowSource s;
+  s.data = call.array<const void>();
+  s.type = call.dtype();
+  s.stride = stride;
+  return s;
+}
+
 RowLayer row_layer(Call& call) {
   RowLayer l;
   l.samples = call.integer();
   l.positions = call.integer();
   l.input_count = call.integer();
   l.output_count = call.integer();
-  l.inputs.data = call.array<const void>();
-  l.inputs.type = call.dtype();
-  l.inputs.stride = l.input_count;
-  l.grad_outputs.data = call.array<const void>();
-  l.grad_outputs.type = call.dtype();
-  l.grad_outputs.stride = l.output_count;
+  l.inputs = row_source(call, l.input_count);
+  l.grad_outputs = row_source(call, l.output_count);
   l.indices = call.array<const int32_t>();
   l.padding_index = call.integer();
   l.mask = call.array<const uint8_t>();
@@ -33,26 +37,31 @@ RowLayer row_layer(Call& call) {
   return l;
 }
 
-template <Status (*kernel)(const NormsArgs&, const Exec&)>
-Napi::Value norms(const Napi::CallbackInfo& info) {
+// Norms of one layer kind: `read` takes the layer's arguments.
+template <class Args, auto read, Status (*kernel)(const Args&, const Exec&)>
+Napi::Value norms_of(const Napi::CallbackInfo& info) {
   Call call(info);
-  NormsArgs a;
-  a.layer = row_layer(call);
+  Args a;
+  a.layer = read(call);
   a.method = static_cast<NormMethod>(call.integer());
   a.out = call.array<float>();
   return call.submit(std::move(a), kernel);
 }
+template <Status (*kernel)(const NormsArgs&, const Exec&)>
+constexpr auto norms = norms_of<NormsArgs, row_layer, kernel>;
 
-template <Status (*kernel)(const ClippedArgs&, const Exec&)>
-Napi::Value clipped(const Napi::CallbackInfo& info) {
+// Clipped sums of one layer kind, into its parameters in the order of the front.
+template <class Args, auto read, Status (*kernel)(const Args&, const Exec&), float* Args::*... parameters>
+Napi::Value clipped_of(const Napi::CallbackInfo& info) {
   Call call(info);
-  ClippedArgs a;
-  a.layer = row_layer(call);
+  Args a;
+  a.layer = read(call);
   a.factors = call.array<const float>();
-  a.weight = call.array<float>();
-  a.bias = call.array<float>();
+  ((a.*parameters = call.array<float>()), ...);
   return call.submit(std::move(a), kernel);
 }
+template <Status (*kernel)(const ClippedArgs&, const Exec&)>
+constexpr auto clipped = clipped_of<ClippedArgs, row_layer, kernel, &ClippedArgs::weight, &ClippedArgs::bias>;
 
 ConvLayer conv_layer(Call& call) {
   ConvLayer l;
@@ -70,33 +79,6 @@ ConvLayer conv_layer(Call& call) {
   return l;
 }
 
-Napi::Value conv_norms_call(const Napi::CallbackInfo& info) {
-  Call call(info);
-  ConvNormsArgs a;
-  a.layer = conv_layer(call);
-  a.method = static_cast<NormMethod>(call.integer());
-  a.out = call.array<float>();
-  return call.submit(std::move(a), conv_squared_norms);
-}
-
-Napi::Value conv_clipped_call(const Napi::CallbackInfo& info) {
-  Call call(info);
-  ConvClippedArgs a;
-  a.layer = conv_layer(call);
-  a.factors = call.array<const float>();
-  a.weight = call.array<float>();
-  a.bias = call.array<float>();
-  return call.submit(std::move(a), conv_clipped_gradients);
-}
-
-RowSource row_source(Call& call, int64_t stride) {
-  RowSource s;
-  s.data = call.array<void>();
-  s.type = call.dtype();
-  s.stride = stride;
-  return s;
-}
-
 LoraLayer lora_layer(Call& call) {
   LoraLayer l;
   l.rows = row_layer(call);
@@ -105,25 +87,6 @@ LoraLayer lora_layer(Call& call) {
   l.b = row_source(call, l.rank);
   l.scale = static_cast<float>(call.number());
   return l;
-}
-
-Napi::Value lora_norms_call(const Napi::CallbackInfo& info) {
-  Call call(info);
-  LoraNormsArgs a;
-  a.layer = lora_layer(call);
-  a.method = static_cast<NormMethod>(call.integer());
-  a.out = call.array<float>();
-  return call.submit(std::move(a), lora_squared_norms);
-}
-
-Napi::Value lora_clipped_call(const Napi::CallbackInfo& info) {
-  Call call(info);
-  LoraClippedArgs a;
-  a.layer = lora_layer(call);
-  a.factors = call.array<const float>();
-  a.a = call.array<float>();
-  a.b = call.array<float>();
-  return call.submit(std::move(a), lora_clipped_gradients);
 }
 
 TiedLayer tied_layer(Call& call) {
@@ -141,24 +104,6 @@ TiedLayer tied_layer(Call& call) {
   return l;
 }
 
-Napi::Value tied_norms_call(const Napi::CallbackInfo& info) {
-  Call call(info);
-  TiedNormsArgs a;
-  a.layer = tied_layer(call);
-  a.method = static_cast<NormMethod>(call.integer());
-  a.out = call.array<float>();
-  return call.submit(std::move(a), tied_squared_norms);
-}
-
-Napi::Value tied_clipped_call(const Napi::CallbackInfo& info) {
-  Call call(info);
-  TiedClippedArgs a;
-  a.layer = tied_layer(call);
-  a.factors = call.array<const float>();
-  a.weight = call.array<float>();
-  return call.submit(std::move(a), tied_clipped_gradients);
-}
-
 ExpertsLayer experts_layer(Call& call) {
   ExpertsLayer l;
   l.rows = row_layer(call);
@@ -166,25 +111,6 @@ ExpertsLayer experts_layer(Call& call) {
   l.expert_of = call.array<int32_t>();
   l.experts = call.integer();
   return l;
-}
-
-Napi::Value experts_norms_call(const Napi::CallbackInfo& info) {
-  Call call(info);
-  ExpertsNormsArgs a;
-  a.layer = experts_layer(call);
-  a.method = static_cast<NormMethod>(call.integer());
-  a.out = call.array<float>();
-  return call.submit(std::move(a), experts_squared_norms);
-}
-
-Napi::Value experts_clipped_call(const Napi::CallbackInfo& info) {
-  Call call(info);
-  ExpertsClippedArgs a;
-  a.layer = experts_layer(call);
-  a.factors = call.array<const float>();
-  a.weight = call.array<float>();
-  a.bias = call.array<float>();
-  return call.submit(std::move(a), experts_clipped_gradients);
 }
 
 Napi::Value gaussian_noise_call(const Napi::CallbackInfo& info) {
@@ -239,14 +165,14 @@ void register_privacy(Napi::Env env, Napi::Object exports) {
   add("embeddingClippedGradients", clipped<embedding_clipped_gradients>);
   add("scaleClippedGradients", clipped<scale_clipped_gradients>);
   add("channelClippedGradients", clipped<channel_clipped_gradients>);
-  add("convSquaredNorms", conv_norms_call);
-  add("convClippedGradients", conv_clipped_call);
-  add("loraSquaredNorms", lora_norms_call);
-  add("loraClippedGradients", lora_clipped_call);
-  add("tiedEmbeddingSquaredNorms", tied_norms_call);
-  add("tiedEmbeddingClippedGradients", tied_clipped_call);
-  add("expertsSquaredNorms", experts_norms_call);
-  add("expertsClippedGradients", experts_clipped_call);
+  add("convSquaredNorms", norms_of<ConvNormsArgs, conv_layer, conv_squared_norms>);
+  add("convClippedGradients", clipped_of<ConvClippedArgs, conv_layer, conv_clipped_gradients, &ConvClippedArgs::weight, &ConvClippedArgs::bias>);
+  add("loraSquaredNorms", norms_of<LoraNormsArgs, lora_layer, lora_squared_norms>);
+  add("loraClippedGradients", clipped_of<LoraClippedArgs, lora_layer, lora_clipped_gradients, &LoraClippedArgs::a, &LoraClippedArgs::b>);
+  add("tiedEmbeddingSquaredNorms", norms_of<TiedNormsArgs, tied_layer, tied_squared_norms>);
+  add("tiedEmbeddingClippedGradients", clipped_of<TiedClippedArgs, tied_layer, tied_clipped_gradients, &TiedClippedArgs::weight>);
+  add("expertsSquaredNorms", norms_of<ExpertsNormsArgs, experts_layer, experts_squared_norms>);
+  add("expertsClippedGradients", clipped_of<ExpertsClippedArgs, experts_layer, experts_clipped_gradients, &ExpertsClippedArgs::weight, &ExpertsClippedArgs::bias>);
   add("gaussianNoise", gaussian_noise_call);
   add("discreteNoise", discrete_noise_call);
   add("chacha20Blocks", chacha20_blocks_call);

@@ -46,6 +46,7 @@ namespace heddle {
 
 constexpr int kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
+constexpr float kNegInf = -HUGE_VALF;
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -95,6 +96,12 @@ __device__ __forceinline__ float load_as_float(const void* p, int64_t i) {
     if constexpr (T == DType::kBFloat16) return widen_bf16(h);
     else return widen_f16(h);
   }
+}
+// The same where the type is known at run time only.
+__device__ __forceinline__ float load_as_float(const void* p, DType type, int64_t i) {
+  return type == DType::kFloat32    ? load_as_float<DType::kFloat32>(p, i)
+         : type == DType::kBFloat16 ? load_as_float<DType::kBFloat16>(p, i)
+                                    : load_as_float<DType::kFloat16>(p, i);
 }
 template <DType T>
 __device__ __forceinline__ void store_float(void* p, int64_t i, float v) {

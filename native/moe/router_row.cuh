@@ -6,7 +6,6 @@
 namespace heddle {
 
 constexpr int32_t kRemoved = INT32_MIN;  // below the key of every float, -Inf included
-constexpr float kNegInf = -HUGE_VALF;
 
 // Order-preserving integers: a < b as floats iff key(a) < key(b); -0 equals +0.
 __device__ __forceinline__ int32_t sort_key(float x) {
@@ -24,9 +23,7 @@ __device__ __forceinline__ float apply_score(float x, RouterScore score) {
 }
 
 __device__ __forceinline__ float load_logit(const void* p, DType type, int64_t i) {
-  const float x = type == DType::kFloat32    ? load_as_float<DType::kFloat32>(p, i)
-                  : type == DType::kBFloat16 ? load_as_float<DType::kBFloat16>(p, i)
-                                             : load_as_float<DType::kFloat16>(p, i);
+  const float x = load_as_float(p, type, i);
   return x == x ? x : kNegInf;
 }
 

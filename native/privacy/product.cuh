@@ -17,10 +17,7 @@ constexpr int64_t kProductShared = 4 * 2 * 16 * (kProductTile + 4);  // bytes; t
 constexpr int64_t kMatrixShared = 2 * 2 * kProductTile * 40;
 
 __device__ inline float load_source(const RowSource& s, int64_t row, int64_t column) {
-  const int64_t i = row * s.stride + column;
-  return s.type == DType::kFloat32    ? load_as_float<DType::kFloat32>(s.data, i)
-         : s.type == DType::kBFloat16 ? load_as_float<DType::kBFloat16>(s.data, i)
-                                      : load_as_float<DType::kFloat16>(s.data, i);
+  return load_as_float(s.data, s.type, row * s.stride + column);
 }
 
 // `DepthFirst`: neighbours in memory differ in k (rows of the operand are x's i), else in i.

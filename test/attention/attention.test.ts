@@ -6,7 +6,8 @@ import { attentionCases, drawAttention } from '../cases/attention/attention.ts';
 import { Random } from '../cases/random.ts';
 import { nativeVariants } from '../helpers/backends.ts';
 import { testCases } from '../helpers/cases.ts';
-import { float32, goldenCases, goldenOptions, relativeError } from './golden.ts';
+import { floatTensor, relativeError } from '../helpers/golden.ts';
+import { goldenCases, goldenOptions } from './golden.ts';
 
 testCases(attentionCases);
 
@@ -30,7 +31,7 @@ function slice(t: Tensor<'float32'>, begin: number, end: number): Tensor<'float3
 describe.each(everywhere)('attention on $name', ({ name, options, use }) => {
   it.each(goldenCases)('PyTorch in float64: $name', (c) => {
     use();
-    const r = attentionSync(float32(c.q), float32(c.k), float32(c.v), {
+    const r = attentionSync(floatTensor(c.q), floatTensor(c.k), floatTensor(c.v), {
       ...options,
       ...goldenOptions(c),
       returnLogSumExp: true,

@@ -10,7 +10,8 @@ import { attentionBackwardCases } from '../cases/attention/attentionBackward.ts'
 import { Random } from '../cases/random.ts';
 import { nativeVariants } from '../helpers/backends.ts';
 import { testCases } from '../helpers/cases.ts';
-import { float32, goldenCases, goldenOptions, relativeError } from './golden.ts';
+import { floatTensor, relativeError } from '../helpers/golden.ts';
+import { goldenCases, goldenOptions } from './golden.ts';
 
 testCases(attentionBackwardCases);
 
@@ -20,10 +21,10 @@ const everywhere = [{ name: 'reference', options: { backend: 'reference' as cons
 describe.each(everywhere)('attentionBackward on $name', ({ name, options, use }) => {
   it.each(goldenCases)("PyTorch's gradients in float64: $name", (c) => {
     use();
-    const [q, k, v] = [c.q, c.k, c.v].map(float32);
+    const [q, k, v] = [c.q, c.k, c.v].map(floatTensor);
     const o = { ...options, ...goldenOptions(c), returnLogSumExp: true };
     const { output, logSumExp } = attentionSync(q, k, v, o);
-    const g = attentionBackwardSync(float32(c.gradOutput), q, k, v, {
+    const g = attentionBackwardSync(floatTensor(c.gradOutput), q, k, v, {
       ...o,
       output,
       logSumExp: logSumExp as Tensor,

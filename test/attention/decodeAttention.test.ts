@@ -11,7 +11,7 @@ import { decodeAttentionCases } from '../cases/attention/decodeAttention.ts';
 import { Random } from '../cases/random.ts';
 import { nativeVariants } from '../helpers/backends.ts';
 import { testCases } from '../helpers/cases.ts';
-import { relativeError } from './golden.ts';
+import { relativeError } from '../helpers/golden.ts';
 
 testCases(decodeAttentionCases);
 

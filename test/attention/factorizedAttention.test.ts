@@ -12,7 +12,7 @@ import { drawTokens, factorizedAttentionCases } from '../cases/attention/factori
 import { Random } from '../cases/random.ts';
 import { everyVariant } from '../helpers/backends.ts';
 import { testCases } from '../helpers/cases.ts';
-import { relativeError } from './golden.ts';
+import { relativeError } from '../helpers/golden.ts';
 
 testCases(factorizedAttentionCases);
 

@@ -7,7 +7,7 @@ import {
 } from '../cases/attention/factorizedAttentionBackward.ts';
 import { Random } from '../cases/random.ts';
 import { testCases } from '../helpers/cases.ts';
-import { relativeError } from './golden.ts';
+import { relativeError } from '../helpers/golden.ts';
 
 testCases(factorizedAttentionBackwardCases);
 

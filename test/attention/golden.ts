@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import type { AttentionForwardOptions } from '../../lib/attention/index.ts';
 import { Tensor } from '../../lib/index.ts';
+import { floatTensor } from '../helpers/golden.ts';
 
 interface Numbers {
   dims: number[];
@@ -28,33 +29,13 @@ export interface GoldenCase {
 const file = new URL('../golden/attention/attention.json', import.meta.url);
 export const goldenCases: GoldenCase[] = JSON.parse(readFileSync(file, 'utf8'));
 
-export function float32(n: Numbers): Tensor<'float32'> {
-  return new Tensor('float32', Float32Array.from(n.data), n.dims);
-}
-
 export function goldenOptions(c: GoldenCase): Omit<AttentionForwardOptions, 'out'> {
   const options: Omit<AttentionForwardOptions, 'out'> = { ...c.options, blockIds: undefined };
   const ids = c.options.blockIds;
   if (ids) options.blockIds = { query: Int32Array.from(ids.query), key: Int32Array.from(ids.key) };
   if (c.mask) options.mask = new Tensor('uint8', Uint8Array.from(c.mask.data), c.mask.dims);
-  if (c.bias) options.bias = float32(c.bias);
+  if (c.bias) options.bias = floatTensor(c.bias);
   if (c.alibiSlopes) options.alibiSlopes = Float32Array.from(c.alibiSlopes);
   if (c.sinks) options.sinks = Float32Array.from(c.sinks);
   return options;
-}
-
-/** ‖actual − expected‖ / ‖expected‖. */
-export function relativeError(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
-  if (actual.length !== expected.length) return Infinity;
-  let difference = 0;
-  let norm = 0;
-  for (let i = 0; i < actual.length; i++) {
-    if (actual[i] === expected[i]) {
-      if (Number.isFinite(expected[i])) norm += expected[i] ** 2;
-      continue;
-    }
-    difference += (actual[i] - expected[i]) ** 2;
-    norm += expected[i] ** 2;
-  }
-  return difference === 0 ? 0 : Math.sqrt(difference / norm);
 }

@@ -17,7 +17,7 @@ import { Random } from '../cases/random.ts';
 import { everyVariant, nativeVariants } from '../helpers/backends.ts';
 import { testCases } from '../helpers/cases.ts';
 import { expectRejection, testRefusals } from '../helpers/errors.ts';
-import { float32, relativeError } from './golden.ts';
+import { floatTensor, relativeError } from '../helpers/golden.ts';
 
 testCases(patchEmbedCases);
 
@@ -71,10 +71,10 @@ describe.each(everyVariant())('patchEmbed on $name', ({ options, use }) => {
     use();
     const video = c.uint8
       ? new Tensor('uint8', Uint8Array.from(c.video.data), c.video.dims)
-      : float32(c.video);
-    const kernel = float32(c.weight);
+      : floatTensor(c.video);
+    const kernel = floatTensor(c.weight);
     const weight = packMatrixSync(flat(kernel), options);
-    const o = { ...options, ...c.options, bias: float32(c.bias) };
+    const o = { ...options, ...c.options, bias: floatTensor(c.bias) };
     const out = patchEmbedSync(video, weight, o);
     expect(out.dims).toEqual(c.output.dims);
     expect(relativeError(out.data as Float32Array, c.output.data)).toBeLessThan(1e-6);
@@ -211,7 +211,7 @@ describe('interpolatePositions', () => {
   it.each(golden.positions)(
     "PyTorch's interpolate: $mode $from to $to",
     ({ from, to, mode, table, output }) => {
-      const y = interpolatePositions(float32(table), { from, to, mode });
+      const y = interpolatePositions(floatTensor(table), { from, to, mode });
       expect(y.dims).toEqual(output.dims);
       expect(relativeError(y.data as Float32Array, output.data)).toBeLessThan(1e-6);
       const cls = new Tensor('float32', Float32Array.of(7, 8, 9, ...table.data), [table.dims[0] + 1, 3]);

@@ -7,7 +7,7 @@ import { decoded } from '../cases/attention/attention.ts';
 import { Random } from '../cases/random.ts';
 import { everyVariant } from '../helpers/backends.ts';
 import { expectRejection, testRefusals } from '../helpers/errors.ts';
-import { float32, relativeError } from './golden.ts';
+import { floatTensor, relativeError } from '../helpers/golden.ts';
 
 interface Numbers {
   dims: number[];
@@ -20,14 +20,14 @@ const { weights } = golden;
 
 /** The golden head; its query is stored with leading axes of 1. */
 function head(options: OpOptions) {
-  const matrix = (name: string) => packMatrixSync(float32(weights[`${name}.weight`]), options);
-  const bias = (name: string) => float32(weights[`${name}.bias`]);
+  const matrix = (name: string) => packMatrixSync(floatTensor(weights[`${name}.weight`]), options);
+  const bias = (name: string) => floatTensor(weights[`${name}.bias`]);
   const query = weights['pooling_attention_query'];
   return {
     kind: 'attention' as const,
     heads: golden.heads,
-    query: float32({ ...query, dims: query.dims.slice(1) }),
-    perDimScale: float32(weights['per_dim_scale']),
+    query: floatTensor({ ...query, dims: query.dims.slice(1) }),
+    perDimScale: floatTensor(weights['per_dim_scale']),
     queryWeight: matrix('q_proj'),
     keyWeight: matrix('k_proj'),
     valueWeight: matrix('v_proj'),
@@ -42,7 +42,7 @@ function head(options: OpOptions) {
 describe.each(everyVariant())('poolTokens on $name', ({ options, use }) => {
   it("transformers' pooling head of VideoPrism", async () => {
     use();
-    const x = float32(golden.x);
+    const x = floatTensor(golden.x);
     const o = { ...options, ...head(options) };
     const y = poolTokensSync(x, o);
     expect(y.dims).toEqual(golden.output.dims);
@@ -58,7 +58,7 @@ describe.each(everyVariant())('poolTokens on $name', ({ options, use }) => {
 
   it('a sequence is bitwise the same alone', () => {
     use();
-    const x = float32(golden.x);
+    const x = floatTensor(golden.x);
     const o = { ...options, ...head(options) };
     const all = poolTokensSync(x, o).data;
     const one = new Tensor('float32', x.data.slice(7 * 24), [1, 7, 24]);
@@ -85,7 +85,7 @@ describe.each(everyVariant())('poolTokens on $name', ({ options, use }) => {
 });
 
 describe('poolTokens refuses bad input', () => {
-  const x = float32(golden.x);
+  const x = floatTensor(golden.x);
   const good = (o: OpOptions) => ({ ...head(o), ...o });
   testRefusals([
     ['no options', () => poolTokensSync(x, undefined as never), 'ERR_ARGUMENT', /options with a kind/],
@@ -99,7 +99,7 @@ describe('poolTokens refuses bad input', () => {
     ],
     [
       'rank',
-      (o) => poolTokensSync(float32({ dims: [2], data: [1, 2] }), { ...o, kind: 'mean' }),
+      (o) => poolTokensSync(floatTensor({ dims: [2], data: [1, 2] }), { ...o, kind: 'mean' }),
       'ERR_SHAPE',
       /^x/,
     ],

@@ -11,7 +11,7 @@ import { rotaryEmbeddingCases } from '../cases/attention/rotaryEmbedding.ts';
 import { Random } from '../cases/random.ts';
 import { nativeVariants } from '../helpers/backends.ts';
 import { testCases } from '../helpers/cases.ts';
-import { float32, relativeError } from './golden.ts';
+import { floatTensor, relativeError } from '../helpers/golden.ts';
 
 testCases(rotaryEmbeddingCases);
 
@@ -56,7 +56,7 @@ describe.each(everywhere)('rotaryEmbedding on $name', ({ options, use }) => {
   it.each(golden.rotations)("transformers' rotation: $name", (c) => {
     use();
     const positions = new Tensor('int32', Int32Array.from(c.positions.data), c.positions.dims);
-    const out = rotaryEmbeddingSync(float32(c.x), { ...options, ...c.options, positions });
+    const out = rotaryEmbeddingSync(floatTensor(c.x), { ...options, ...c.options, positions });
     expect(relativeError(out.data as Float32Array, c.out.data)).toBeLessThan(5e-7);
   });
 

@@ -28,3 +28,19 @@ export function expectNear(actual: ArrayLike<number>, expected: ArrayLike<number
   }
   expect(Math.sqrt(difference)).toBeLessThanOrEqual(tolerance * Math.sqrt(norm));
 }
+
+/** ‖actual − expected‖ / ‖expected‖. */
+export function relativeError(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
+  if (actual.length !== expected.length) return Infinity;
+  let difference = 0;
+  let norm = 0;
+  for (let i = 0; i < actual.length; i++) {
+    if (actual[i] === expected[i]) {
+      if (Number.isFinite(expected[i])) norm += expected[i] ** 2;
+      continue;
+    }
+    difference += (actual[i] - expected[i]) ** 2;
+    norm += expected[i] ** 2;
+  }
+  return difference === 0 ? 0 : Math.sqrt(difference / norm);
+}

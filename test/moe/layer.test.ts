@@ -8,6 +8,7 @@ import { sameBits } from '../cases/case.ts';
 import { nativeVariants } from '../helpers/backends.ts';
 import { golden } from '../helpers/checkpoints.ts';
 import { expectRejection } from '../helpers/errors.ts';
+import { relativeError } from '../helpers/golden.ts';
 
 const architectures = [
   'mixtral',
@@ -25,16 +26,6 @@ const everywhere = [
   ...nativeVariants(),
 ];
 
-function relative(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  let difference = 0;
-  let norm = 0;
-  for (let i = 0; i < b.length; i++) {
-    difference += (a[i] - b[i]) ** 2;
-    norm += b[i] ** 2;
-  }
-  return Math.sqrt(difference / norm);
-}
-
 describe.each(architectures)('MoE block of %s matches transformers', (name) => {
   const io = openCheckpointSync(join(golden(name), 'io.safetensors'));
   const input = io.readSync('input');
@@ -48,11 +39,11 @@ describe.each(architectures)('MoE block of %s matches transformers', (name) => {
     const layer = await MoELayer.load(golden(name), { layer: 1, type: 'float32', ...options });
     const routing = await layer.route(input);
     expect(Array.from(routing.indices.data)).toEqual(Array.from(indices));
-    expect(relative(routing.logits.data, logits)).toBeLessThan(2e-6);
-    expect(relative(routing.weights.data, weights)).toBeLessThan(2e-6);
+    expect(relativeError(routing.logits.data, logits)).toBeLessThan(2e-6);
+    expect(relativeError(routing.weights.data, weights)).toBeLessThan(2e-6);
     const y = await layer.forward(input);
     expect(y.dims).toEqual(input.dims);
-    expect(relative(y.data as Float32Array, output)).toBeLessThan(2e-5);
+    expect(relativeError(y.data as Float32Array, output)).toBeLessThan(2e-5);
     expect(sameBits([layer.forwardSync(input)], [y])).toBe(true);
     layer.dispose();
   });
@@ -63,7 +54,7 @@ describe.each(architectures)('MoE block of %s matches transformers', (name) => {
     layer.dispose();
     const bf16 = await MoELayer.load(golden(name), { layer: 1, type: 'bfloat16' });
     const y = await bf16.forward(input);
-    expect(relative(y.data as Float32Array, output)).toBeLessThan(name === 'mixtral_bf16' ? 5e-3 : 1e-2);
+    expect(relativeError(y.data as Float32Array, output)).toBeLessThan(name === 'mixtral_bf16' ? 5e-3 : 1e-2);
     bf16.dispose();
   });
 });
@@ -127,9 +118,9 @@ describe('MoELayer', () => {
     const input = io.readSync('input');
     const layer = await MoELayer.load(golden('qwen3_moe'), { layer: 1, type: 'int8' });
     const y = await layer.forward(input);
-    expect(relative(y.data as Float32Array, io.readSync('output_float64').data as Float64Array)).toBeLessThan(
-      0.03,
-    );
+    expect(
+      relativeError(y.data as Float32Array, io.readSync('output_float64').data as Float64Array),
+    ).toBeLessThan(0.03);
     layer.dispose();
   });
 });

@@ -12,6 +12,7 @@ import { nativeVariants } from '../helpers/backends.ts';
 import { budgeted, inputOf } from '../helpers/budget.ts';
 import { editedCheckpoint, golden } from '../helpers/checkpoints.ts';
 import { expectRejection } from '../helpers/errors.ts';
+import { relativeError } from '../helpers/golden.ts';
 import { bytesOf, type TensorBytes } from '../helpers/safetensors.ts';
 
 const natives = nativeVariants();
@@ -48,16 +49,6 @@ function checkpoints(): { float8: string; float32: string } {
   return { float8: make(true), float32: make(false) };
 }
 
-function relative(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  let difference = 0;
-  let norm = 0;
-  for (let i = 0; i < b.length; i++) {
-    difference += (a[i] - b[i]) ** 2;
-    norm += b[i] ** 2;
-  }
-  return Math.sqrt(difference / norm);
-}
-
 describe('float8 checkpoints', () => {
   const dirs = checkpoints();
   const x = inputOf('deepseek_v3');
@@ -71,7 +62,7 @@ describe('float8 checkpoints', () => {
     const y = await plain.forward(x);
     expect(sameBits([await decoded.forward(x)], [y])).toBe(true);
     const eight = await kept.forward(x);
-    expect(relative(eight.data as Float32Array, y.data as Float32Array)).toBeLessThan(5e-6);
+    expect(relativeError(eight.data as Float32Array, y.data as Float32Array)).toBeLessThan(5e-6);
     const { layer } = await budgeted(dirs.float8, 2, options);
     expect(sameBits([await layer.forward(x)], [eight])).toBe(true);
     for (const l of [plain, decoded, kept, layer]) l.dispose();
@@ -121,7 +112,7 @@ describe('rounding options of MoELayer.load', () => {
     for (const options of [{}, { search: true }, { symmetric: false, search: true }, { calibration }]) {
       const layer = await load(options);
       const out = await layer.forward(x);
-      errors.push(relative(out.data as Float32Array, y));
+      errors.push(relativeError(out.data as Float32Array, y));
       const { layer: small } = await budgeted(dir, 1, { type: 'int4', ...options });
       expect(sameBits([await small.forward(x)], [out])).toBe(true);
       layer.dispose();

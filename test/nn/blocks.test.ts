@@ -13,13 +13,13 @@ import {
   rmsNormSync,
   Tensor,
 } from '../../lib/index.ts';
-import { float32, relativeError } from '../attention/golden.ts';
 import { elementwiseCases } from '../cases/nn/elementwise.ts';
 import { normBackwardCases, normCases } from '../cases/nn/norm.ts';
 import { Random } from '../cases/random.ts';
 import { everyVariant } from '../helpers/backends.ts';
 import { testCases } from '../helpers/cases.ts';
 import { expectRejection, testRefusals } from '../helpers/errors.ts';
+import { floatTensor, relativeError } from '../helpers/golden.ts';
 
 testCases(normCases);
 testCases(normBackwardCases);
@@ -46,7 +46,7 @@ interface Golden {
 }
 const golden: Golden = JSON.parse(readFileSync(new URL('../golden/nn/blocks.json', import.meta.url), 'utf8'));
 
-const optional = (n: Numbers | undefined) => (n === undefined ? undefined : float32(n));
+const optional = (n: Numbers | undefined) => (n === undefined ? undefined : floatTensor(n));
 const errorOf = (t: { data: unknown } | undefined, n: Numbers) =>
   relativeError((t as Tensor<'float32'>).data, n.data);
 
@@ -54,7 +54,7 @@ describe.each(everyVariant())('transformer block ops on $name', ({ options, use 
   it.each(golden.norms)("PyTorch's norm: $kind $name", (c) => {
     use();
     const o = { ...options, ...c.options, weight: optional(c.weight) };
-    const x = float32(c.x);
+    const x = floatTensor(c.x);
     const forward = { ...o, residual: optional(c.residual), returnSum: true, returnStatistics: true };
     const r =
       c.kind === 'layer' ? layerNormSync(x, { ...forward, bias: optional(c.bias) }) : rmsNormSync(x, forward);
@@ -65,12 +65,12 @@ describe.each(everyVariant())('transformer block ops on $name', ({ options, use 
       const bound = c.name === 'far mean' && 'mean' in statistics ? 1e-3 : 2e-6;
       const backward = { ...o, ...statistics };
       if (c.kind === 'layer') {
-        const g = layerNormBackwardSync(float32(c.gradOutput), r.sum as Tensor, backward);
+        const g = layerNormBackwardSync(floatTensor(c.gradOutput), r.sum as Tensor, backward);
         expect(errorOf(g.x, c.gradX)).toBeLessThan(bound);
         if (c.gradWeight) expect(errorOf(g.weight, c.gradWeight)).toBeLessThan(bound);
         if (c.gradBias) expect(errorOf(g.bias, c.gradBias)).toBeLessThan(bound);
       } else {
-        const g = rmsNormBackwardSync(float32(c.gradOutput), r.sum as Tensor, backward);
+        const g = rmsNormBackwardSync(floatTensor(c.gradOutput), r.sum as Tensor, backward);
         expect(errorOf(g.x, c.gradX)).toBeLessThan(bound);
         if (c.gradWeight) expect(errorOf(g.weight, c.gradWeight)).toBeLessThan(bound);
       }
@@ -79,17 +79,17 @@ describe.each(everyVariant())('transformer block ops on $name', ({ options, use 
 
   it.each(golden.gelu)("PyTorch's GELU: $approximate", (c) => {
     use();
-    const y = geluSync(float32(c.x), { ...options, approximate: c.approximate });
+    const y = geluSync(floatTensor(c.x), { ...options, approximate: c.approximate });
     expect(errorOf(y, c.output)).toBeLessThan(5e-7);
   });
 
   it('a gated residual', () => {
     use();
     const { x, y, gate, output } = golden.gated;
-    const z = addResidualSync(float32(x), float32(y), { ...options, gate: float32(gate) });
+    const z = addResidualSync(floatTensor(x), floatTensor(y), { ...options, gate: floatTensor(gate) });
     expect(errorOf(z, output)).toBeLessThan(1e-7);
-    const closed = addResidualSync(float32(x), float32(y), { ...options, gate: 0 });
-    expect(closed.data).toEqual(float32(x).data);
+    const closed = addResidualSync(floatTensor(x), floatTensor(y), { ...options, gate: 0 });
+    expect(closed.data).toEqual(floatTensor(x).data);
   });
 
   it('a normalised row has mean 0 and variance 1; a constant row gives the bias', () => {
