@@ -22,7 +22,7 @@ __device__ __forceinline__ RowEnd end_row(const AttentionProblem& p, int64_t hea
     }
   }
   RowEnd end;
-  end.empty = m == kNegInf;
+  end.empty = m == kNegInf && sum == 0.0f;  // a row of only NaN logits has the sum NaN
   end.factor = end.empty ? 0.0f : shift / sum;
   end.lse = end.empty ? kNegInf : (m + log2f(sum)) * kLnOf2;
   return end;
