@@ -43,6 +43,7 @@ export function toFloat16(value: number): number {
 
 /** The floating types that ops read. */
 export type FloatType = 'float32' | 'bfloat16' | 'float16';
+export const FLOAT_TYPES: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
 
 /** Reads element `i` of floating data of type code `code` as a number. */
 export function readFloat(data: DTypeArrays[DType], code: number, i: number): number {

@@ -151,6 +151,15 @@ export function checkOptions(options: object | undefined, allowed: ReadonlySet<s
   }
 }
 
+/** An option that is true or false. */
+export function optionFlag(value: unknown, fallback: boolean, name: string): boolean {
+  if (value === undefined) return fallback;
+  if (typeof value !== 'boolean') {
+    throw new HeddleError('ERR_OPTION', `${name} must be true or false, got ${String(value)}`);
+  }
+  return value;
+}
+
 /** An option that must be one of some words. */
 export function optionChoice<T extends string>(
   value: unknown,

@@ -1,4 +1,5 @@
 import type { FloatType } from '../dtype.ts';
+import { FLOAT_TYPES } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import {
   type AsyncOpOptions,
@@ -45,7 +46,6 @@ const OPTIONS: ReadonlySet<string> = new Set([
   'threads',
   'signal',
 ]);
-const FLOATS: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
 
 const op: Op = { name: 'decodeAttention', reference: decodeAttentionReference };
 
@@ -54,7 +54,7 @@ function prepare(q: TensorLike, cache: KVCache, options: DecodeAttentionOptions)
   if (!(cache instanceof KVCache)) {
     throw new HeddleError('ERR_ARGUMENT', 'cache: expected a KVCache');
   }
-  const query = asTensor(q, 'q', FLOATS, 4);
+  const query = asTensor(q, 'q', FLOAT_TYPES, 4);
   const [batch, queries, heads, dim] = query.dims;
   const sequences = options?.sequences;
   if (!Array.isArray(sequences) || sequences.length !== batch) {

@@ -1,4 +1,4 @@
-import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { optionChoice, optionNumber } from '../op.ts';
 import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
@@ -10,7 +10,6 @@ import {
   checkKeys,
   contiguousStrides,
   EMPTY_ROWS,
-  FLOATS,
   headVector,
   MAX_HEAD_DIM,
   type Strides,
@@ -294,7 +293,7 @@ export function prepareFactorized(
   let bias: Tensor<FloatType> | null = null;
   if (o.bias !== undefined) {
     refuse(axis === 'split-heads', 'bias', 'for axis split-heads');
-    bias = asTensor(o.bias, 'bias', FLOATS);
+    bias = asTensor(o.bias, 'bias', FLOAT_TYPES);
     n.set(broadcast(bias, full, 'bias'), F.biasStrides);
     inputs.push(bias);
   }

@@ -1,6 +1,5 @@
-import { DTYPE_CODE, type FloatType, readFloat, writeFloat } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType, readFloat, writeFloat } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import { FLOAT_TYPES } from '../gemm/linear.ts';
 import { checkOptions, optionChoice, optionInteger } from '../op.ts';
 import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 

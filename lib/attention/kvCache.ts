@@ -1,5 +1,6 @@
 import { nativeAddon } from '../backend.ts';
 import type { FloatType } from '../dtype.ts';
+import { FLOAT_TYPES } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { checkOptions, optionChoice, optionInteger } from '../op.ts';
 import { allocate, asTensor, makeTensor, type Tensor, type TensorLike, type TypedArray } from '../tensor.ts';
@@ -31,7 +32,6 @@ interface SequenceState {
 
 /** Positions are 32-bit integers in the kernels. */
 const MAX_TOKENS = 2 ** 31 - 1;
-const FLOATS: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
 
 /**
  * Keys and values of many sequences in pages of equal size. Sequences that were forked share their pages until one
@@ -302,7 +302,7 @@ export class KVCache {
   }
 
   #input(value: TensorLike, dim: number, name: string): Tensor<FloatType> {
-    const t = asTensor(value, name, FLOATS, 3);
+    const t = asTensor(value, name, FLOAT_TYPES, 3);
     if (t.dims[1] !== this.keyHeads || t.dims[2] !== dim) {
       throw new HeddleError(
         'ERR_SHAPE',

@@ -1,6 +1,6 @@
-import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import { optionChoice, optionInteger, optionNumber } from '../op.ts';
+import { optionChoice, optionFlag, optionInteger, optionNumber } from '../op.ts';
 import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import { type AttentionArguments, N } from './layout.ts';
 
@@ -77,7 +77,6 @@ export const ATTENTION_OPTION_NAMES = [
 
 /** Largest head dim. */
 export const MAX_HEAD_DIM = 512;
-export const FLOATS: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
 export const EMPTY_ROWS = ['zero', 'uniform'] as const;
 
 const shown = (dims: readonly number[]) => `[${dims.join(', ')}]`;
@@ -97,14 +96,6 @@ export function checkKeys(value: unknown, keys: readonly string[], name: string)
   }
 }
 
-function flag(value: unknown, name: string): boolean {
-  if (value === undefined) return false;
-  if (typeof value !== 'boolean') {
-    throw new HeddleError('ERR_OPTION', `${name} must be true or false, got ${String(value)}`);
-  }
-  return value;
-}
-
 /** Element strides of a contiguous tensor. */
 export function contiguousStrides(dims: readonly number[]): number[] {
   const strides = new Array<number>(dims.length).fill(1);
@@ -122,7 +113,7 @@ export function asInput(
   rank = 4,
 ): { tensor: Tensor<FloatType>; strides: readonly number[] } {
   if (strides === undefined) {
-    const tensor = asTensor(value, name, FLOATS, rank);
+    const tensor = asTensor(value, name, FLOAT_TYPES, rank);
     return { tensor, strides: contiguousStrides(tensor.dims) };
   }
   if (
@@ -136,7 +127,7 @@ export function asInput(
   const flat: Tensor<FloatType> = asTensor<FloatType>(
     { ...value, data: value?.data, type: value?.type, dims: [length] },
     name,
-    FLOATS,
+    FLOAT_TYPES,
   );
   const dims = value.dims;
   if (!Array.isArray(dims) || dims.length !== rank || dims.some((x) => !Number.isSafeInteger(x) || x < 0)) {
@@ -213,7 +204,7 @@ export function windowOf(o: Pick<AttentionOptions, 'window' | 'causal'>): [numbe
     left = optionInteger(o.window[0], -1, 2 ** 31 - 1, 'window[0]');
     right = optionInteger(o.window[1], -1, 2 ** 31 - 1, 'window[1]');
   }
-  return [left, flag(o.causal, 'causal') ? 0 : right];
+  return [left, optionFlag(o.causal, false, 'causal') ? 0 : right];
 }
 
 /** Validated inputs: what the op receives, and the tensors whose memory the result may not overlap. */
@@ -286,7 +277,7 @@ export function prepareAttention(
   const full = [batch, heads, queries, keys];
   let bias: Tensor<FloatType> | null = null;
   if (o.bias !== undefined) {
-    bias = asTensor(o.bias, 'bias', FLOATS);
+    bias = asTensor(o.bias, 'bias', FLOAT_TYPES);
     n.set(broadcast(bias, full, 'bias'), N.biasStrides);
     inputs.push(bias);
   }

@@ -1,7 +1,7 @@
 import { runAsync, runSync, type Steps, step } from '../checkpoint/steps.ts';
-import { encodeFloats, type FloatType } from '../dtype.ts';
+import { encodeFloats, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import { FLOAT_TYPES, linear, linearSync, PackedMatrix } from '../gemm/linear.ts';
+import { linear, linearSync, PackedMatrix } from '../gemm/linear.ts';
 import { meanTokens, meanTokensSync } from '../nn/meanTokens.ts';
 import {
   type AsyncOpOptions,

@@ -1,4 +1,4 @@
-import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import {
   type AsyncOpOptions,
@@ -8,6 +8,7 @@ import {
   checkOut,
   type Op,
   type OpOptions,
+  optionFlag,
   optionInteger,
 } from '../op.ts';
 import { rotaryEmbeddingReference } from '../reference/attention/rotaryEmbedding.ts';
@@ -61,7 +62,6 @@ const OPTIONS: ReadonlySet<string> = new Set([
   'threads',
   'signal',
 ]);
-const FLOATS: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
 const MAX_AXES = 8;
 
 const op: Op = { name: 'rotaryEmbedding', reference: rotaryEmbeddingReference };
@@ -74,13 +74,6 @@ interface RotaryLayout {
   axis: Int32Array;
   axes: number;
   factor: number;
-}
-
-function flag(value: unknown, name: string): boolean {
-  if (value !== undefined && typeof value !== 'boolean') {
-    throw new HeddleError('ERR_OPTION', `${name} must be true or false, got ${String(value)}`);
-  }
-  return value === true;
 }
 
 function sectionAxes(sections: unknown, half: number): number[] {
@@ -98,8 +91,8 @@ function sectionAxes(sections: unknown, half: number): number[] {
 function layoutOf(dim: number, o: RotaryEmbeddingOptions): RotaryLayout {
   const rotary = optionInteger(o.rotaryDim ?? dim - (dim % 2), 2, dim, 'rotaryDim');
   if (rotary % 2 !== 0) throw new HeddleError('ERR_OPTION', `rotaryDim must be even, got ${rotary}`);
-  const interleaved = flag(o.interleaved, 'interleaved');
-  const tiled = flag(o.tiledAngles, 'tiledAngles');
+  const interleaved = optionFlag(o.interleaved, false, 'interleaved');
+  const tiled = optionFlag(o.tiledAngles, false, 'tiledAngles');
   if (tiled && !interleaved) throw new HeddleError('ERR_OPTION', 'tiledAngles needs interleaved');
   if (o.sections !== undefined && o.axes !== undefined) {
     throw new HeddleError('ERR_OPTION', 'sections and axes exclude each other');
@@ -148,7 +141,7 @@ function positionsOf(
 function prepare(x: TensorLike, options: RotaryEmbeddingOptions | undefined) {
   checkOptions(options, OPTIONS, 'rotaryEmbedding');
   const o = options ?? {};
-  const input = asTensor(x, 'x', FLOATS, 4);
+  const input = asTensor(x, 'x', FLOAT_TYPES, 4);
   const [batch, length, heads, dim] = input.dims;
   if (dim < 2 || dim > MAX_HEAD_DIM) {
     throw new HeddleError('ERR_SHAPE', `x: the head dim must be 2 to ${MAX_HEAD_DIM}, got ${dim}`);

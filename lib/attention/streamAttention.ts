@@ -1,4 +1,4 @@
-import { DTYPE_CODE, type FloatType, writeFloat } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType, writeFloat } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { type AsyncOpOptions, call, checkOptions, type Op, optionInteger } from '../op.ts';
 import { streamAttentionReference } from '../reference/attention/streamAttention.ts';
@@ -62,7 +62,6 @@ const OPTIONS: ReadonlySet<string> = new Set([
   'threads',
   'signal',
 ]);
-const FLOATS: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
 /** Numbers of a row's state before its sums: shift, total, best logit (both in units of ln 2), its key. */
 const STATE_HEAD = 4;
 
@@ -210,7 +209,7 @@ export async function streamAttention(
   options: StreamAttentionOptions = {},
 ): Promise<StreamAttentionResult> {
   checkOptions(options, OPTIONS, 'streamAttention');
-  const given = asTensor(q, 'q', FLOATS);
+  const given = asTensor(q, 'q', FLOAT_TYPES);
   const dims = given.dims;
   if (dims.length !== 3 && !(dims.length === 4 && dims[0] === 1)) {
     throw new HeddleError(

@@ -1,6 +1,6 @@
 import type { FloatType } from '../dtype.ts';
+import { FLOAT_TYPES } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import { FLOAT_TYPES } from '../gemm/linear.ts';
 import { prepareGather } from '../nn/gatherRows.ts';
 import { type AsyncOpOptions, call, callSync, checkOptions, type OpOptions } from '../op.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';

@@ -1,5 +1,5 @@
 import type { Addon } from '../backend.ts';
-import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { Handle } from '../handle.ts';
 import {
@@ -44,7 +44,6 @@ export const WEIGHT_CODE: Readonly<Record<WeightType, number>> = {
   float8: 5,
 };
 export const WEIGHT_TYPES = Object.keys(WEIGHT_CODE) as WeightType[];
-export const FLOAT_TYPES: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
 
 export interface PackMatrixOptions extends RoundingOptions {
   /** How the weights are stored. Default: the source's type (float16 becomes float32, float8_e4m3 is float8). */

@@ -1,5 +1,6 @@
 import { DTYPE_CODE, type FloatType, readFloat } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
+import { optionFlag } from '../op.ts';
 import { decodeE4M3 } from '../reference/gemm/codes.ts';
 import { BLOCK, dequantizedRows, type Rounding, type WeightType } from '../reference/gemm/quantize.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
@@ -18,13 +19,6 @@ export interface RoundingOptions {
    * the calibration, where given). Default: true with a calibration, else false.
    */
   search?: boolean;
-}
-
-function optionFlag(value: unknown, fallback: boolean, name: string): boolean {
-  if (value === undefined) return fallback;
-  if (typeof value !== 'boolean')
-    throw new HeddleError('ERR_OPTION', `${name} must be true or false, got ${String(value)}`);
-  return value;
 }
 
 /** Checks the options that only int4 has. */

@@ -1,7 +1,6 @@
 import type { Checkpoint } from '../checkpoint.ts';
-import { decodeFloats, type FloatType } from '../dtype.ts';
+import { decodeFloats, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import { FLOAT_TYPES } from '../gemm/linear.ts';
 import { SOURCE_TYPES, type SourceType } from '../gemm/weights.ts';
 import { BLOCK } from '../reference/gemm/quantize.ts';
 import { makeTensor, type Tensor, type TensorLike } from '../tensor.ts';

@@ -1,7 +1,7 @@
 import type { Addon } from '../backend.ts';
-import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import { FLOAT_TYPES, outputTensor, WEIGHT_CODE, weightOptions } from '../gemm/linear.ts';
+import { outputTensor, WEIGHT_CODE, weightOptions } from '../gemm/linear.ts';
 import { meanSquareOf, type RoundingOptions, roundingOf } from '../gemm/weights.ts';
 import { Handle } from '../handle.ts';
 import {

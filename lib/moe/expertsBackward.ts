@@ -1,6 +1,6 @@
-import { DTYPE_CODE } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import { FLOAT_TYPES, WEIGHT_CODE } from '../gemm/linear.ts';
+import { WEIGHT_CODE } from '../gemm/linear.ts';
 import {
   type AsyncOpOptions,
   call,

@@ -8,6 +8,7 @@ import {
   type Op,
   type OpOptions,
   optionChoice,
+  optionFlag,
   optionInteger,
   optionNumber,
 } from '../op.ts';
@@ -74,9 +75,7 @@ function prepare(logits: TensorLike, options: SinkhornOptions) {
     options.maxIterations === undefined
       ? 100
       : optionInteger(options.maxIterations, 1, 1_000_000, 'maxIterations');
-  if (options.training !== undefined && typeof options.training !== 'boolean') {
-    throw new HeddleError('ERR_OPTION', `training must be true or false, got ${String(options.training)}`);
-  }
+  const training = optionFlag(options.training, true, 'training');
   const score = optionChoice(options.score, SCORES, k === 1 ? 'sigmoid' : 'softmax', 'score');
   const result = routingResult(tokens, k, options.out, [l]);
   const report = new Int32Array(2);
@@ -89,7 +88,7 @@ function prepare(logits: TensorLike, options: SinkhornOptions) {
     SCORE_CODE[score],
     tolerance,
     epsilon,
-    options.training === false ? 0 : maxIterations,
+    training ? maxIterations : 0,
     result.indices.data,
     result.weights.data,
     report,

@@ -1,6 +1,6 @@
 import { DTYPE_CODE } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import { checkOptions, checkOut, type Op, optionChoice, optionNumber } from '../op.ts';
+import { checkOptions, checkOut, type Op, optionChoice, optionFlag, optionNumber } from '../op.ts';
 import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import { type RouterScore, SCORE_CODE } from './routerOptions.ts';
 import { checkLogits } from './routeTopK.ts';
@@ -56,13 +56,6 @@ export const invalidIndex: Op['invalid'] = (index, args) => {
   return new HeddleError('ERR_VALUE', `indices${at} is ${indices[index]}: expected -1 to ${experts - 1}`);
 };
 
-function optionBoolean(value: unknown, name: string): boolean {
-  if (value !== undefined && typeof value !== 'boolean') {
-    throw new HeddleError('ERR_OPTION', `${name} must be true or false, got ${String(value)}`);
-  }
-  return value === true;
-}
-
 function checkIndices(indices: TensorLike, tokens: number | undefined): Tensor<'int32'> {
   const ids = asTensor(indices, 'indices', ['int32'], 2);
   if (tokens !== undefined && ids.dims[0] !== tokens) {
@@ -83,8 +76,8 @@ export function prepareLoss(
   const tokens = l === null ? (ids as Tensor).dims[0] : l.dims[0];
   const experts = l === null ? (setup.numExperts as number) : l.dims[1];
   const score = optionChoice(options?.score, SCORES, 'softmax', 'score');
-  const normalize = optionBoolean(options?.normalize, 'normalize');
-  const wantsGradient = optionBoolean(options?.gradient, 'gradient');
+  const normalize = optionFlag(options?.normalize, false, 'normalize');
+  const wantsGradient = optionFlag(options?.gradient, false, 'gradient');
   const coefficient = optionNumber(options?.coefficient, -Infinity, 1, 'coefficient');
   let mask: Tensor<'uint8'> | null = null;
   if (options?.mask !== undefined) {

@@ -1,5 +1,5 @@
 import { HeddleError } from '../errors.ts';
-import { optionChoice, optionNumber } from '../op.ts';
+import { optionChoice, optionFlag, optionNumber } from '../op.ts';
 
 export type RouterScore = 'softmax' | 'sigmoid' | 'sqrt-softplus';
 
@@ -55,13 +55,11 @@ export function routerArguments(o: RouterOptions | undefined): RouterArguments {
   if (over === 'selected' && score !== 'softmax') {
     throw new HeddleError('ERR_OPTION', `softmaxOver 'selected' needs score 'softmax', got '${score}'`);
   }
-  if (o.normalize !== undefined && typeof o.normalize !== 'boolean') {
-    throw new HeddleError('ERR_OPTION', `normalize must be true or false, got ${String(o.normalize)}`);
-  }
+  const normalize = optionFlag(o.normalize, false, 'normalize');
   return [
     SCORE_CODE[score],
     over === 'selected',
-    o.normalize === true,
+    normalize,
     optionNumber(o.normalizeEpsilon, 0, 0, 'normalizeEpsilon'),
     optionNumber(o.normalizeFloor, 0, 0, 'normalizeFloor'),
     optionNumber(o.scale, -Infinity, 1, 'scale'),

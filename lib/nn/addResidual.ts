@@ -1,9 +1,9 @@
-import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { type AsyncOpOptions, call, callSync, checkOptions, type Op, type OpOptions } from '../op.ts';
 import { addResidualReference } from '../reference/nn/elementwise.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
-import { elementwiseOutput, FLOAT_TYPES, optionalLike } from './outputs.ts';
+import { elementwiseOutput, optionalLike } from './outputs.ts';
 
 export interface AddResidualOptions {
   /**

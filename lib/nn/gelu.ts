@@ -1,4 +1,4 @@
-import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import {
   type AsyncOpOptions,
   call,
@@ -10,7 +10,7 @@ import {
 } from '../op.ts';
 import { geluReference } from '../reference/nn/elementwise.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
-import { elementwiseOutput, FLOAT_TYPES } from './outputs.ts';
+import { elementwiseOutput } from './outputs.ts';
 
 export interface GeluOptions {
   /** `'none'`: with the error function. `'tanh'`: 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))). Default `'none'`. */

@@ -1,4 +1,4 @@
-import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import {
   type AsyncOpOptions,
@@ -11,7 +11,6 @@ import {
 } from '../op.ts';
 import { meanTokensReference } from '../reference/nn/elementwise.ts';
 import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
-import { FLOAT_TYPES } from './outputs.ts';
 
 export interface MeanTokensOptions {
   /** `[batch, width]` of the type of x. */

@@ -1,4 +1,4 @@
-import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import {
   type AsyncOpOptions,
   call,
@@ -8,18 +8,12 @@ import {
   type Op,
   type OpOptions,
   optionChoice,
+  optionFlag,
   optionNumber,
 } from '../op.ts';
 import { normReference } from '../reference/nn/norm.ts';
 import { asTensor, type DType, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
-import {
-  elementwiseOutput,
-  FLOAT_TYPES,
-  optionalLike,
-  optionalVector,
-  optionFlag,
-  rowsOf,
-} from './outputs.ts';
+import { elementwiseOutput, optionalLike, optionalVector, rowsOf } from './outputs.ts';
 
 /** What {@link layerNorm} and {@link rmsNorm} return. */
 export interface NormResult {

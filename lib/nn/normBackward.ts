@@ -1,4 +1,4 @@
-import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import {
   type AsyncOpOptions,
@@ -8,19 +8,13 @@ import {
   checkOut,
   type Op,
   type OpOptions,
+  optionFlag,
   optionNumber,
 } from '../op.ts';
 import { normBackwardReference } from '../reference/nn/norm.ts';
 import { asTensor, type DType, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import { EPSILON } from './norm.ts';
-import {
-  elementwiseOutput,
-  FLOAT_TYPES,
-  optionalLike,
-  optionalVector,
-  optionFlag,
-  rowsOf,
-} from './outputs.ts';
+import { elementwiseOutput, optionalLike, optionalVector, rowsOf } from './outputs.ts';
 
 /** What {@link rmsNormBackward} returns. */
 export interface RmsNormGradients {

@@ -3,8 +3,6 @@ import { HeddleError } from '../errors.ts';
 import { checkOut } from '../op.ts';
 import { allocate, asTensor, type DType, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 
-export const FLOAT_TYPES: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
-
 function sameMemory(a: Tensor<DType>, b: Tensor<DType>): boolean {
   return a.type === b.type && a.data.byteOffset === b.data.byteOffset && a.data.length === b.data.length;
 }
@@ -72,13 +70,4 @@ export function rowsOf(x: Tensor<FloatType>, name: string): [rows: number, width
     );
   }
   return [x.size / width, width];
-}
-
-/** An option that is true or false. */
-export function optionFlag(value: unknown, fallback: boolean, name: string): boolean {
-  if (value === undefined) return fallback;
-  if (typeof value !== 'boolean') {
-    throw new HeddleError('ERR_OPTION', `${name} must be true or false, got ${String(value)}`);
-  }
-  return value;
 }

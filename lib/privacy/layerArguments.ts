@@ -1,5 +1,5 @@
 /** @internal What the layer kinds of this family have in common: arguments, and the checked form. */
-import { DTYPE_CODE, decodeFloats, type FloatType } from '../dtype.ts';
+import { DTYPE_CODE, decodeFloats, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import type { Layer } from '../reference/privacy/layers.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
@@ -19,14 +19,13 @@ export interface PreparedLayer {
   reference(): Layer;
 }
 
-export const FLOATS: readonly FloatType[] = ['float32', 'bfloat16', 'float16'];
 /** Floats as the reference reads them. */
 export function values(t: Tensor<FloatType>): Float32Array {
   return t.type === 'float32' ? (t.data as Float32Array) : decodeFloats(t.data, t.type);
 }
 
 export function featureTensor(value: TensorLike, name: string, rank = 2): Tensor<FloatType> {
-  const t = asTensor(value, name, FLOATS);
+  const t = asTensor(value, name, FLOAT_TYPES);
   if (t.dims.length < rank) {
     throw new HeddleError(
       'ERR_SHAPE',

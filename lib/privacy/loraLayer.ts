@@ -1,4 +1,4 @@
-import { DTYPE_CODE } from '../dtype.ts';
+import { DTYPE_CODE, FLOAT_TYPES } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { optionNumber } from '../op.ts';
 import { asTensor, type TensorLike } from '../tensor.ts';
@@ -6,7 +6,6 @@ import {
   argsOf,
   asMask,
   checkLeading,
-  FLOATS,
   featureTensor,
   type PreparedLayer,
   product,
@@ -53,8 +52,8 @@ export function prepareLora(layer: LoraLayer): PreparedLayer {
   checkLeading(g.dims.slice(0, -1), lead, 'layer.gradOutputs', 'activations');
   const inputs = x.dims[x.dims.length - 1];
   const outputs = g.dims[g.dims.length - 1];
-  const a = asTensor(layer.a, 'layer.a', FLOATS, 2);
-  const b = asTensor(layer.b, 'layer.b', FLOATS, 2);
+  const a = asTensor(layer.a, 'layer.a', FLOAT_TYPES, 2);
+  const b = asTensor(layer.b, 'layer.b', FLOAT_TYPES, 2);
   const rank = a.dims[0];
   if (a.dims[1] !== inputs || rank < 1) {
     throw new HeddleError('ERR_SHAPE', `layer.a: expected [rank, ${inputs}], got [${a.dims.join(', ')}]`);

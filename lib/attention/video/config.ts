@@ -1,5 +1,5 @@
 import { HeddleError } from '../../errors.ts';
-import { optionChoice, optionInteger, optionNumber } from '../../op.ts';
+import { optionChoice, optionFlag, optionInteger, optionNumber } from '../../op.ts';
 
 /** How the layers of a video encoder attend; T frames of N patches. */
 export type VideoAttention =
@@ -112,12 +112,6 @@ function refuse(message: string): HeddleError {
   return new HeddleError('ERR_OPTION', `config: ${message}`);
 }
 
-function flag(value: unknown, fallback: boolean, name: string): boolean {
-  if (value === undefined) return fallback;
-  if (typeof value !== 'boolean') throw refuse(`${name} must be true or false, got ${String(value)}`);
-  return value;
-}
-
 function sizes(value: unknown, count: number, name: string): number[] {
   if (!Array.isArray(value) || value.length !== count) throw refuse(`${name} must be ${count} integers`);
   return value.map((v, i) => optionInteger(v, 1, 2 ** 20, `config: ${name}[${i}]`));
@@ -171,10 +165,10 @@ export function resolveConfig(config: VideoEncoderConfig): ResolvedConfig {
       throw refuse(`${name} has no meaning with ${attention} attention`);
   }
   const pooling = optionChoice(c.framePooling, ['class', 'mean', 'none'], 'class', 'config: framePooling');
-  const classToken = flag(
+  const classToken = optionFlag(
     c.classToken,
     attention === 'divided-space-time' || (encoder && pooling === 'class'),
-    'classToken',
+    'config: classToken',
   );
   if (classToken && (factorized || attention === 'factorized-dot-product')) {
     throw refuse(`${attention} attention has no class token; pool the patches instead`);
@@ -227,7 +221,7 @@ export function resolveConfig(config: VideoEncoderConfig): ResolvedConfig {
     timeLayers: encoder ? integer('timeLayers', 0) : 0,
     framePooling: pooling,
     order: optionChoice(c.order, ['time-space', 'space-time'], 'time-space', 'config: order'),
-    timeGate: flag(c.timeGate, false, 'timeGate'),
+    timeGate: optionFlag(c.timeGate, false, 'config: timeGate'),
     classToken,
     positions,
     activation: optionChoice(
@@ -237,9 +231,9 @@ export function resolveConfig(config: VideoEncoderConfig): ResolvedConfig {
       'config: activation',
     ),
     layerNormEpsilon: optionNumber(c.layerNormEpsilon, 0, 1e-6, 'config: layerNormEpsilon'),
-    unitOffset: flag(c.unitOffset, false, 'unitOffset'),
+    unitOffset: optionFlag(c.unitOffset, false, 'config: unitOffset'),
     softcap: optionNumber(c.softcap, 0, 0, 'config: softcap'),
-    qkvBias: flag(c.qkvBias, true, 'qkvBias'),
+    qkvBias: optionFlag(c.qkvBias, true, 'config: qkvBias'),
     tokenOrder: optionChoice(c.tokenOrder, ['frames', 'patches'], 'frames', 'config: tokenOrder'),
     poolerSize,
     grid,

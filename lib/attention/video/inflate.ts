@@ -1,6 +1,6 @@
 import type { FloatType } from '../../dtype.ts';
+import { FLOAT_TYPES } from '../../dtype.ts';
 import { HeddleError } from '../../errors.ts';
-import { FLOAT_TYPES } from '../../gemm/linear.ts';
 import { allocate, asTensor, makeTensor, Tensor, type TensorLike } from '../../tensor.ts';
 import { inflateWeights } from '../inflateWeights.ts';
 import { type ResolvedConfig, resolveConfig, tensorShapes, type VideoEncoderConfig } from './config.ts';

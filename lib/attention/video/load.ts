@@ -1,8 +1,8 @@
 import { step } from '../../checkpoint/steps.ts';
 import type { Checkpoint } from '../../checkpoint.ts';
 import type { FloatType } from '../../dtype.ts';
+import { FLOAT_TYPES } from '../../dtype.ts';
 import { HeddleError } from '../../errors.ts';
-import { FLOAT_TYPES } from '../../gemm/linear.ts';
 import { asTensor, makeTensor, type Tensor, type TensorLike } from '../../tensor.ts';
 import type { Architecture } from './architectures.ts';
 import { type ResolvedConfig, tensorShapes } from './config.ts';

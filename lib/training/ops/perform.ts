@@ -1,7 +1,7 @@
 import { type Steps, step } from '../../checkpoint/steps.ts';
 import { type AsyncOpOptions, call, callSync, type Op, type OpArguments, type OpOptions } from '../../op.ts';
 import type { TensorLike } from '../../tensor.ts';
-import { asTensor, makeTensor, type Tensor } from '../../tensor.ts';
+import { asTensor, Tensor } from '../../tensor.ts';
 
 /** Options that a training op passes on. */
 export type RunOptions = OpOptions & AsyncOpOptions;
@@ -19,8 +19,7 @@ export function* perform<T>(op: Op, args: OpArguments, result: T, options?: RunO
 export const product = (dims: readonly number[]): number => dims.reduce((a, b) => a * b, 1);
 
 /** A fresh float32 tensor. */
-export const zeros = (dims: readonly number[]): Tensor<'float32'> =>
-  makeTensor('float32', new Float32Array(product(dims)), dims.slice());
+export const zeros = (dims: readonly number[]): Tensor<'float32'> => Tensor.zeros('float32', dims);
 
 export const float32 = (value: TensorLike, name: string, rank?: number): Tensor<'float32'> =>
   asTensor(value, name, ['float32'], rank);
