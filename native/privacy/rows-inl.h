@@ -2,19 +2,14 @@
 
 HEDDLE_INLINE vf load_row(const RowSource& s, int64_t i, int64_t left) {
   const int n = left < W ? static_cast<int>(left) : W;
-  switch (s.type) {
-    case DType::kBFloat16:
-      return n == W ? load_as<DType::kBFloat16>(s.data, i) : load_as_n<DType::kBFloat16>(s.data, i, n);
-    case DType::kFloat16:
-      return n == W ? load_as<DType::kFloat16>(s.data, i) : load_as_n<DType::kFloat16>(s.data, i, n);
-    default: return n == W ? load_as<DType::kFloat32>(s.data, i) : load_as_n<DType::kFloat32>(s.data, i, n);
-  }
+  return load_from(s.data, s.type, i, n);
 }
 
 // fp32 lanes are emptied into a double every kRun elements, so that rounding does not grow with the row.
 constexpr int64_t kRun = 4096;
 
-static double squared_row(const RowSource& s, int64_t row, int64_t n) {
+template <DType T>
+static double squared_row_of(const RowSource& s, int64_t row, int64_t n) {
   double total = 0;
   const int64_t at = row * s.stride;
   for (int64_t first = 0; first < n; first += kRun) {
@@ -24,13 +19,21 @@ static double squared_row(const RowSource& s, int64_t row, int64_t n) {
       HEDDLE_UNROLL(4)
       for (int u = 0; u < 4; ++u) {
         if (i + u * W >= end) break;
-        const vf v = load_row(s, at + i + u * W, end - i - u * W);
+        const vf v = load_as<T>(s.data, at + i + u * W, end - i - u * W);
         sums[u] = fma(v, v, sums[u]);
       }
     }
     total += reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
   }
   return total;
+}
+
+static double squared_row(const RowSource& s, int64_t row, int64_t n) {
+  switch (s.type) {
+    case DType::kBFloat16: return squared_row_of<DType::kBFloat16>(s, row, n);
+    case DType::kFloat16: return squared_row_of<DType::kFloat16>(s, row, n);
+    default: return squared_row_of<DType::kFloat32>(s, row, n);
+  }
 }
 
 static double sum_rows(const RowSource& s, const int64_t* rows, const float* scale, int64_t count, int64_t n, float* out) {
