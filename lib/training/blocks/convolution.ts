@@ -19,6 +19,7 @@ import {
   type LayerParameters,
 } from './block.ts';
 import { layerName } from './linear.ts';
+import { type Mask, refuseMask } from './mask.ts';
 
 /** One number for all axes, or one per axis. */
 type PerAxis = number | readonly number[];
@@ -109,7 +110,8 @@ abstract class Conv extends Block {
     return { range: 1 / Math.sqrt((this.inChannels / this.groups) * product(this.kernel)) };
   }
 
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
+    refuseMask(mask, name, `Conv${this.axes}d`);
     const { inChannels, outChannels, groups, kernel, stride, padding, dilation, bias } = this;
     const outSize = places(input, name, inChannels, this);
     const x = checkInput(input, name, true, '');
@@ -123,7 +125,7 @@ abstract class Conv extends Block {
       recorder.layers[layerName(name)] = { kind, input: x, gradOutputs, ...geometry, bias };
       return wantInput ? yield* convolutionInputGradient(gradOutputs, weight, shape, recorder.options) : null;
     };
-    return { output, backward };
+    return { output, mask: null, backward };
   }
 }
 
@@ -177,7 +179,8 @@ abstract class Pool extends Block {
     });
   }
 
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
+    refuseMask(mask, name, 'pooling');
     const { average, kernel, stride, padding } = this;
     const outSize = places(input, name, null, this);
     const x = checkInput(input, name, true, '');
@@ -195,7 +198,7 @@ abstract class Pool extends Block {
     const backward: Backward = function* (g, recorder) {
       return yield* poolingBackward(g, index, shape, recorder.options);
     };
-    return { output, backward };
+    return { output, mask: null, backward };
   }
 }
 
