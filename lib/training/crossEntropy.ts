@@ -9,9 +9,9 @@ import {
   optionNumber,
 } from '../op.ts';
 import { crossEntropyReference } from '../reference/training/crossEntropy.ts';
-import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, checkDims, makeTensor, product, type Tensor, type TensorLike } from '../tensor.ts';
 import { asMask } from './blocks/mask.ts';
-import { float32, perform, product, zeros } from './ops/perform.ts';
+import { float32, perform, zeros } from './ops/perform.ts';
 
 export interface CrossEntropyOptions {
   /** What a sample's loss is over its own positions. Default mean. Samples are never averaged. */
@@ -55,12 +55,7 @@ function* run(
   if (x.dims.length < 2)
     throw new HeddleError('ERR_SHAPE', `logits: expected [B, …, classes], got [${x.dims.join(', ')}]`);
   const lead = x.dims.slice(0, -1);
-  if (y.dims.length !== lead.length || y.dims.some((d, i) => d !== lead[i])) {
-    throw new HeddleError(
-      'ERR_SHAPE',
-      `labels: expected [${lead.join(', ')}] as the logits, got [${y.dims.join(', ')}]`,
-    );
-  }
+  checkDims(y, lead, 'labels', 'the logits');
   const mask = asMask(options?.mask ?? undefined, lead, 'the labels');
   if (mask !== null) {
     const own = y.data.map((label, i) => (mask.data[i] === 0 ? -1 : label));

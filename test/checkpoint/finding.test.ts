@@ -3,7 +3,8 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { openCheckpoint, openCheckpointSync } from '../../lib/checkpoint.ts';
-import { CheckpointFolder, f32, failure, failureOf, refused, using } from '../helpers/checkpointFiles.ts';
+import { CheckpointFolder, f32, refused, using } from '../helpers/checkpointFiles.ts';
+import { rejection, thrown } from '../helpers/errors.ts';
 import { writeSafetensors } from '../helpers/safetensors.ts';
 
 const files = new CheckpointFolder();
@@ -74,12 +75,12 @@ describe('finding the files', () => {
     fs.mkdirSync(path.join(dir, 'model.safetensors'));
     fs.rmSync(path.join(dir, 'model.safetensors.index.json'));
     await refused(dir, /model\.safetensors: (is not a regular file|cannot be read)/);
-    expect((await failureOf(openCheckpoint('a\0b'))).code).toBe('ERR_CHECKPOINT');
+    expect((await rejection(openCheckpoint('a\0b'))).code).toBe('ERR_CHECKPOINT');
     for (const bad of ['', undefined, null, 3, {}]) {
-      expect(failure(() => openCheckpointSync(bad as never)).code).toBe('ERR_ARGUMENT');
-      expect((await failureOf(openCheckpoint(bad as never))).code).toBe('ERR_ARGUMENT');
+      expect(thrown(() => openCheckpointSync(bad as never)).code).toBe('ERR_ARGUMENT');
+      expect((await rejection(openCheckpoint(bad as never))).code).toBe('ERR_ARGUMENT');
     }
-    const option = await failureOf(openCheckpoint(dir, { map: 'always' as never }));
+    const option = await rejection(openCheckpoint(dir, { map: 'always' as never }));
     expect(option.code).toBe('ERR_OPTION');
     expect(option.message).toContain('"always"');
   });

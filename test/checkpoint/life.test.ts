@@ -5,7 +5,8 @@ import { runInNewContext } from 'node:vm';
 import { describe, expect, it } from 'vitest';
 import { CHUNK_BYTES, type FileSource } from '../../lib/checkpoint/file.ts';
 import { Checkpoint, openCheckpoint, openCheckpointSync } from '../../lib/checkpoint.ts';
-import { CheckpointFolder, f32, failure, failureOf, refused, using } from '../helpers/checkpointFiles.ts';
+import { CheckpointFolder, f32, refused, using } from '../helpers/checkpointFiles.ts';
+import { rejection, thrown } from '../helpers/errors.ts';
 import { rawSafetensors, writeSafetensors } from '../helpers/safetensors.ts';
 
 const files = new CheckpointFolder();
@@ -24,16 +25,16 @@ describe('life of a checkpoint', () => {
     c.close();
     c.close();
     for (const error of [
-      failure(() => c.readSync('a')),
-      failure(() => c.readRangeSync('a', 0, 1)),
-      failure(() => c.readBytesSync('a')),
-      await failureOf(c.read('a')),
-      await failureOf(c.readRange('a', 0, 1)),
-      await failureOf(c.readBytes('a')),
+      thrown(() => c.readSync('a')),
+      thrown(() => c.readRangeSync('a', 0, 1)),
+      thrown(() => c.readBytesSync('a')),
+      await rejection(c.read('a')),
+      await rejection(c.readRange('a', 0, 1)),
+      await rejection(c.readBytes('a')),
     ]) {
       expect(error.code).toBe('ERR_DISPOSED');
     }
-    expect(failure(() => c.readRangeSync('a', 0, 0)).code).toBe('ERR_DISPOSED'); // though nothing is read
+    expect(thrown(() => c.readRangeSync('a', 0, 0)).code).toBe('ERR_DISPOSED'); // though nothing is read
     expect(tensor.data).toEqual(new Float32Array([1, 2, 3]));
     expect(c.has('a')).toBe(true);
     expect(c.info('a').dims).toEqual([3]);
@@ -42,7 +43,7 @@ describe('life of a checkpoint', () => {
   it('closes by Symbol.dispose', () => {
     const c = openCheckpointSync(simple());
     c[Symbol.dispose]();
-    expect(failure(() => c.readSync('a')).code).toBe('ERR_DISPOSED');
+    expect(thrown(() => c.readSync('a')).code).toBe('ERR_DISPOSED');
   });
 
   it.skipIf(!fs.existsSync('/proc/self/fd'))(
@@ -69,7 +70,7 @@ describe('life of a checkpoint', () => {
       const bytes = new Uint8Array(CHUNK_BYTES * 3);
       writeSafetensors(file, { big: { dtype: 'U8', dims: [bytes.length], bytes } });
       const big = await openCheckpoint(file);
-      const reading = [big.read('big'), big.read('big')].map(failureOf);
+      const reading = [big.read('big'), big.read('big')].map(rejection);
       big.close();
       for (const error of await Promise.all(reading)) expect(error.code).toBe('ERR_DISPOSED');
       expect(open()).toBe(0);
@@ -114,20 +115,20 @@ describe('life of a checkpoint', () => {
       c.readRange('big', 0, 0, { signal: done }),
       c.readBytes('big', { signal: done }),
     ]) {
-      const error = await failureOf(promise);
+      const error = await rejection(promise);
       expect(error.code).toBe('ERR_ABORTED');
       expect(error.cause).toBe(reason);
     }
     const during = new AbortController();
     const promise = c.read('big', { signal: during.signal });
     during.abort(reason);
-    expect((await failureOf(promise)).code).toBe('ERR_ABORTED');
+    expect((await rejection(promise)).code).toBe('ERR_ABORTED');
 
     const after = new AbortController();
     expect((await c.read('big', { signal: after.signal })).size).toBe(bytes.length);
     after.abort();
-    expect((await failureOf(c.read('big', { signal: 'no' as never }))).code).toBe('ERR_OPTION');
-    expect((await failureOf(c.read('big', { signal: null as never }))).code).toBe('ERR_OPTION');
+    expect((await rejection(c.read('big', { signal: 'no' as never }))).code).toBe('ERR_OPTION');
+    expect((await rejection(c.read('big', { signal: null as never }))).code).toBe('ERR_OPTION');
     c.close();
   });
 
@@ -135,7 +136,7 @@ describe('life of a checkpoint', () => {
     const file = simple();
     const c = openCheckpointSync(file);
     fs.truncateSync(file, fs.statSync(file).size - 1);
-    for (const error of [failure(() => c.readSync('a')), await failureOf(c.read('a'))]) {
+    for (const error of [thrown(() => c.readSync('a')), await rejection(c.read('a'))]) {
       expect(error.code).toBe('ERR_CHECKPOINT');
       expect(error.message).toContain(`${file}: tensor "a" could not be read: the file ends at byte`);
     }
@@ -162,8 +163,8 @@ describe('life of a checkpoint', () => {
     fs.truncateSync(file, head.length + size);
     const c = openCheckpointSync(file);
     expect(c.info('a').byteLength).toBe(size);
-    expect(failure(() => c.readSync('a')).code).toBe('ERR_MEMORY');
-    expect((await failureOf(c.readBytes('a'))).code).toBe('ERR_MEMORY');
+    expect(thrown(() => c.readSync('a')).code).toBe('ERR_MEMORY');
+    expect((await rejection(c.readBytes('a'))).code).toBe('ERR_MEMORY');
     c.close();
   });
 

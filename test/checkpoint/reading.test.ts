@@ -3,7 +3,8 @@ import { describe, expect, it } from 'vitest';
 import { CHUNK_BYTES } from '../../lib/checkpoint/file.ts';
 import { openCheckpoint, openCheckpointSync, toHostOrder } from '../../lib/checkpoint.ts';
 import { Tensor } from '../../lib/tensor.ts';
-import { CheckpointFolder, f32, failure, failureOf, using } from '../helpers/checkpointFiles.ts';
+import { CheckpointFolder, f32, using } from '../helpers/checkpointFiles.ts';
+import { rejection, thrown } from '../helpers/errors.ts';
 import { bytesOf, rawSafetensors, writeSafetensors } from '../helpers/safetensors.ts';
 
 const files = new CheckpointFolder();
@@ -73,10 +74,10 @@ describe('reading', () => {
     expect(checkpoint.info('t')).toMatchObject({ dtype, type: undefined, byteLength: 4 * size });
     expect(checkpoint.readBytesSync('t')).toEqual(bytes);
     expect(await checkpoint.readBytes('t')).toEqual(bytes);
-    const error = failure(() => checkpoint.readSync('t'));
+    const error = thrown(() => checkpoint.readSync('t'));
     expect(error.code).toBe('ERR_DTYPE');
     expect(error.message).toContain(dtype);
-    expect((await failureOf(checkpoint.read('t'))).code).toBe('ERR_DTYPE');
+    expect((await rejection(checkpoint.read('t'))).code).toBe('ERR_DTYPE');
     checkpoint.close();
   });
 
@@ -145,16 +146,16 @@ describe('reading', () => {
     writeSafetensors(file, { a: f32(1) });
     const c = openCheckpointSync(file);
     for (const error of [
-      failure(() => c.info('nope')),
-      failure(() => c.readSync('nope')),
-      failure(() => c.readBytesSync('nope')),
-      await failureOf(c.read('nope')),
-      await failureOf(c.readRange('nope', 0, 1)),
+      thrown(() => c.info('nope')),
+      thrown(() => c.readSync('nope')),
+      thrown(() => c.readBytesSync('nope')),
+      await rejection(c.read('nope')),
+      await rejection(c.readRange('nope', 0, 1)),
     ]) {
       expect(error.code).toBe('ERR_CHECKPOINT');
       expect(error.message).toContain(`${file}: there is no tensor "nope"`);
     }
-    expect(failure(() => c.readSync(3 as never)).code).toBe('ERR_ARGUMENT');
+    expect(thrown(() => c.readSync(3 as never)).code).toBe('ERR_ARGUMENT');
     c.close();
   });
 
@@ -261,9 +262,9 @@ describe('readRange', () => {
     ['u32', 0, 1, 'ERR_DTYPE'],
   ])('refuses %s rows %s, %s', async (name, first, rows, code) => {
     const c = stack();
-    const error = failure(() => c.readRangeSync(name, first as number, rows as number));
+    const error = thrown(() => c.readRangeSync(name, first as number, rows as number));
     expect(error.code).toBe(code);
-    expect((await failureOf(c.readRange(name, first as number, rows as number))).message).toBe(error.message);
+    expect((await rejection(c.readRange(name, first as number, rows as number))).message).toBe(error.message);
     c.close();
   });
 });

@@ -4,7 +4,8 @@ import os from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, expect } from 'vitest';
 import { type Checkpoint, openCheckpoint, openCheckpointSync } from '../../lib/checkpoint.ts';
-import { HeddleError } from '../../lib/errors.ts';
+import type { HeddleError } from '../../lib/errors.ts';
+import { rejection, thrown } from './errors.ts';
 import { bytesOf, type TensorBytes, writeSafetensors } from './safetensors.ts';
 
 interface IndexJson {
@@ -63,31 +64,10 @@ export const f32 = (...values: number[]): TensorBytes => ({
   bytes: bytesOf(new Float32Array(values)),
 });
 
-/** The error that `run` throws. */
-export const failure = (run: () => unknown): HeddleError => {
-  try {
-    run();
-  } catch (error) {
-    expect(error).toBeInstanceOf(HeddleError);
-    return error as HeddleError;
-  }
-  throw new Error('expected an error');
-};
-
-/** The error that a promise rejects with. */
-export const failureOf = async (promise: Promise<unknown>): Promise<HeddleError> => {
-  const error = await promise.then(
-    () => new Error('expected an error'),
-    (e) => e,
-  );
-  expect(error).toBeInstanceOf(HeddleError);
-  return error;
-};
-
 /** Opens both ways; both must be refused with the same ERR_CHECKPOINT that says all of `parts`. */
 export const refused = async (file: string, ...parts: (string | RegExp)[]): Promise<HeddleError> => {
-  const sync = failure(() => openCheckpointSync(file));
-  const async = await failureOf(openCheckpoint(file));
+  const sync = thrown(() => openCheckpointSync(file));
+  const async = await rejection(openCheckpoint(file));
   expect(sync.code).toBe('ERR_CHECKPOINT');
   expect(async.code).toBe('ERR_CHECKPOINT');
   expect(async.message).toBe(sync.message);

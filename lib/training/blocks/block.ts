@@ -4,7 +4,7 @@ import { HeddleError } from '../../errors.ts';
 import { type AsyncOpOptions, checkOptions, type OpOptions, optionInteger } from '../../op.ts';
 import { chacha20Blocks } from '../../privacy/chacha20.ts';
 import type { PrivateLayer } from '../../privacy/layer.ts';
-import { asTensor, type Tensor, type TensorLike } from '../../tensor.ts';
+import { asTensor, checkDims, type Tensor, type TensorLike } from '../../tensor.ts';
 import type { RunOptions } from '../ops/perform.ts';
 import { asMask, type Mask } from './mask.ts';
 
@@ -68,12 +68,7 @@ export class Pass {
   private *run(gradOutput: TensorLike, options: RunOptions | undefined): Steps<Record<string, PrivateLayer>> {
     checkOptions(options, RUN_OPTIONS, 'backward');
     const g = asTensor(gradOutput, 'gradOutput', ['float32']);
-    if (g.dims.length !== this.output.dims.length || g.dims.some((d, i) => d !== this.output.dims[i])) {
-      throw new HeddleError(
-        'ERR_SHAPE',
-        `gradOutput: expected [${this.output.dims.join(', ')}] as the output, got [${g.dims.join(', ')}]`,
-      );
-    }
+    checkDims(g, this.output.dims, 'gradOutput', 'the output');
     if (this.way === null) throw new HeddleError('ERR_DISPOSED', 'backward has already run on this pass');
     const way = this.way;
     this.way = null;

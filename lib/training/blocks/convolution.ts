@@ -1,13 +1,10 @@
 import type { Steps } from '../../checkpoint/steps.ts';
 import { HeddleError } from '../../errors.ts';
 import { checkOptions, optionInteger } from '../../op.ts';
-import {
-  type ConvolutionShape,
-  convolution,
-  convolutionInputGradient,
-  outputSize,
-} from '../ops/convolution.ts';
-import { product, type RunOptions, zeros } from '../ops/perform.ts';
+import { MAX_EXTENT, outputSize, perAxis } from '../../privacy/convGeometry.ts';
+import { product } from '../../tensor.ts';
+import { type ConvolutionShape, convolution, convolutionInputGradient } from '../ops/convolution.ts';
+import { type RunOptions, zeros } from '../ops/perform.ts';
 import { type PoolingShape, pooling, poolingBackward } from '../ops/pooling.ts';
 import {
   anySeed,
@@ -23,16 +20,6 @@ import { type Mask, refuseMask } from './mask.ts';
 
 /** One number for all axes, or one per axis. */
 type PerAxis = number | readonly number[];
-const MAX_EXTENT = 2 ** 20;
-
-function perAxis(value: PerAxis, axes: number, min: number, name: string): number[] {
-  const list = Array.isArray(value) ? value : new Array(axes).fill(value);
-  if (list.length !== axes) {
-    throw new HeddleError('ERR_OPTION', `${name} must be one number or ${axes}, got [${list.join(', ')}]`);
-  }
-  return list.map((v) => optionInteger(v, min, MAX_EXTENT, name));
-}
-
 /** Checks `[B, channels, …]` and gives the output's places along each axis. */
 function places(
   x: BlockInput,

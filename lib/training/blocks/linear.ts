@@ -2,6 +2,7 @@ import { type Steps, step } from '../../checkpoint/steps.ts';
 import { HeddleError } from '../../errors.ts';
 import { linear, linearSync, packMatrix, packMatrixSync } from '../../gemm/linear.ts';
 import { checkOptions, optionInteger } from '../../op.ts';
+import type { EmbeddingLayer } from '../../privacy/layer.ts';
 import { makeTensor, type Tensor } from '../../tensor.ts';
 import type { RunOptions } from '../ops/perform.ts';
 import { zeros } from '../ops/perform.ts';
@@ -87,6 +88,14 @@ export class Linear extends Block {
   }
 }
 
+/** What clipping needs of a table: which rows were read, and what came back to them. */
+const rowsRead = (
+  indices: Tensor<'int32'>,
+  gradOutputs: Tensor<'float32'>,
+  numEmbeddings: number,
+  mask: Mask,
+): EmbeddingLayer => ({ kind: 'embedding', indices, gradOutputs, numEmbeddings, mask: mask ?? undefined });
+
 /** A table of vectors, of which every id reads one row: `[B, …]` int32 → `[B, …, dim]`. */
 export class Embedding extends Block {
   readonly layers: Readonly<Record<string, LayerParameters>>;
@@ -126,13 +135,7 @@ export class Embedding extends Block {
     }
     const backward: Backward = (gradOutputs, recorder) =>
       here(() => {
-        recorder.layers[layerName(name)] = {
-          kind: 'embedding',
-          indices: ids,
-          gradOutputs,
-          numEmbeddings,
-          mask: mask ?? undefined,
-        };
+        recorder.layers[layerName(name)] = rowsRead(ids, gradOutputs, numEmbeddings, mask);
         return null;
       });
     return { output, mask, backward };
@@ -183,13 +186,7 @@ export class PositionEmbedding extends Block {
     const indices = makeTensor('int32', ids, [batch, positions]);
     const backward: Backward = (gradOutputs, recorder, wantInput) =>
       here(() => {
-        recorder.layers[layerName(name)] = {
-          kind: 'embedding',
-          indices,
-          gradOutputs,
-          numEmbeddings: length,
-          mask: mask ?? undefined,
-        };
+        recorder.layers[layerName(name)] = rowsRead(indices, gradOutputs, length, mask);
         return wantInput ? gradOutputs : null;
       });
     return { output, mask, backward };

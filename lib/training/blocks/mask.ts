@@ -1,5 +1,5 @@
 import { HeddleError } from '../../errors.ts';
-import { asTensor, makeTensor, type Tensor, type TensorLike } from '../../tensor.ts';
+import { asTensor, checkDims, makeTensor, type Tensor, type TensorLike } from '../../tensor.ts';
 
 /**
  * Which positions of what flows are tokens: uint8 in its leading dims (`[B, T]` of `[B, T, dim]`), 0 marks padding; null
@@ -16,12 +16,7 @@ export type Mask = Tensor<'uint8'> | null;
 export function asMask(value: TensorLike | undefined, dims: readonly number[], of: string): Mask {
   if (value === undefined) return null;
   const mask = asTensor(value, 'mask', ['uint8']);
-  if (mask.dims.length !== dims.length || mask.dims.some((d, i) => d !== dims[i])) {
-    throw new HeddleError(
-      'ERR_SHAPE',
-      `mask: expected [${dims.join(', ')}] as ${of}, got [${mask.dims.join(', ')}]`,
-    );
-  }
+  checkDims(mask, dims, 'mask', of);
   return mask;
 }
 

@@ -8,9 +8,9 @@ import {
   rmsNormBackwardSync,
 } from '../../nn/normBackward.ts';
 import { checkOptions, optionInteger, optionNumber } from '../../op.ts';
-import type { Tensor } from '../../tensor.ts';
+import { product, type Tensor } from '../../tensor.ts';
 import { type GroupNormShape, groupNorm, groupNormBackward } from '../ops/groupNorm.ts';
-import { product, type RunOptions, zeros } from '../ops/perform.ts';
+import { type RunOptions, zeros } from '../ops/perform.ts';
 import {
   type Backward,
   Block,

@@ -1,9 +1,9 @@
 import { type Steps, step } from '../../checkpoint/steps.ts';
 import { gelu, geluSync } from '../../nn/gelu.ts';
 import { checkOptions, optionChoice } from '../../op.ts';
-import { makeTensor, type Tensor } from '../../tensor.ts';
+import { makeTensor, product, type Tensor } from '../../tensor.ts';
 import { elementwise } from '../ops/activation.ts';
-import { product, type RunOptions, zeros } from '../ops/perform.ts';
+import { type RunOptions, zeros } from '../ops/perform.ts';
 import { type Backward, Block, type BlockInput, checkInput, type Forward, here } from './block.ts';
 import { type Mask, refuseMask } from './mask.ts';
 
