@@ -22,6 +22,12 @@ export {
   crossEntropySync,
 } from './crossEntropy.ts';
 export type { DynamicLossScale } from './lossScale.ts';
-export type { Accumulated, Layers, PrivateOptimizerOptions, StepReport } from './optimizerOptions.ts';
+export type {
+  Accumulated,
+  Layers,
+  PrivateOptimizerOptions,
+  SamplingParameters,
+  StepReport,
+} from './optimizerOptions.ts';
 export type { OptimizerProgress, OptimizerState } from './optimizerState.ts';
 export { PrivateOptimizer } from './privateOptimizer.ts';

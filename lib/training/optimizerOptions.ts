@@ -16,8 +16,9 @@ export interface PrivateOptimizerOptions {
   frozen?: readonly string[];
   algorithm: AlgorithmOptions;
   /**
-   * R: the bound of each sample's gradient over all layers. An `AdaptiveClipping` makes it follow a quantile of the norms;
-   * it is copied, counts with the noise of this optimizer's key, and {@link PrivateOptimizer.maxNorm} tells where it is.
+   * R: the bound of each sample's gradient over all layers. An `AdaptiveClipping` makes it follow a quantile of the norms
+   * over all layers, whatever the grouping; it is copied and draws its noise with this optimizer's key, and
+   * {@link PrivateOptimizer.maxNorm} tells where it is.
    */
   maxNorm: number | AdaptiveClipping;
   /**

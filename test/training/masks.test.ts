@@ -145,21 +145,24 @@ describe.each(everyVariant())('padding on $name', ({ options, use }) => {
     const mask = new Tensor('uint8', Uint8Array.of(1, 1, 0, 1, 0, 1, 0, 0, 0, 0, 1, 1), [3, 4]);
     const x = random.normals(3 * 4 * 6);
     const g = random.normals(3 * 4 * 3);
+    const labels = intTensor({ dims: [3, 4], data: Array.from(mask.data, (on, i) => (on ? i % 3 : 7)) });
     const run = (filling: number) => {
       const fill = (values: Float32Array, width: number) =>
         values.map((v, i) => (mask.data[Math.floor(i / width)] === 0 ? filling : v));
       const pass = model.forwardSync(f32(fill(x, 6), [3, 4, 6]), { mask, ...options });
+      const entropy = crossEntropySync(pass.output, labels, { mask, ...options });
       const layers = pass.backwardSync(f32(fill(g, 3), [3, 4, 3]), options);
       const ones = new Float32Array(3).fill(1);
       return {
         output: pass.output.data.filter((_, i) => mask.data[Math.floor(i / 3)] !== 0),
+        loss: [entropy.losses.data, entropy.gradient.data],
         norms: squaredNorms(layers, options),
         sums: Object.values(layers).map((layer) => clippedGradientsSync(layer, ones, options)),
       };
     };
     const zero = run(0);
     expect(zero.norms.every((n) => n > 0 && Number.isFinite(n))).toBe(true);
-    expect(zero.output.every(Number.isFinite)).toBe(true);
+    expect([...zero.output, ...zero.loss[0]].every(Number.isFinite)).toBe(true);
     for (const filling of [Number.NaN, Infinity, 1e30]) expect(run(filling)).toEqual(zero);
   });
 
