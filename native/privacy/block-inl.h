@@ -165,18 +165,10 @@ void pack_columns_of(const RowSource& s, const int64_t* rows, int64_t count, int
 
 static void pack_rows(const RowSource& s, const int64_t* rows, const float* scale, int64_t column, int64_t count,
                       int64_t depth, float* out) {
-  switch (s.type) {
-    case DType::kBFloat16: return pack_rows_of<DType::kBFloat16>(s, rows, scale, column, count, depth, out);
-    case DType::kFloat16: return pack_rows_of<DType::kFloat16>(s, rows, scale, column, count, depth, out);
-    default: return pack_rows_of<DType::kFloat32>(s, rows, scale, column, count, depth, out);
-  }
+  with_type(s.type, [&](auto t) { pack_rows_of<decltype(t)::value>(s, rows, scale, column, count, depth, out); });
 }
 
 static void pack_columns(const RowSource& s, const int64_t* rows, int64_t count, int64_t column, int64_t depth,
                          float factor, float* out) {
-  switch (s.type) {
-    case DType::kBFloat16: return pack_columns_of<DType::kBFloat16>(s, rows, count, column, depth, factor, out);
-    case DType::kFloat16: return pack_columns_of<DType::kFloat16>(s, rows, count, column, depth, factor, out);
-    default: return pack_columns_of<DType::kFloat32>(s, rows, count, column, depth, factor, out);
-  }
+  with_type(s.type, [&](auto t) { pack_columns_of<decltype(t)::value>(s, rows, count, column, depth, factor, out); });
 }

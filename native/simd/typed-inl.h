@@ -27,16 +27,21 @@ HEDDLE_INLINE void store_as(void* p, int64_t i, vf v, N n) {
   }
 }
 
-// The same with the type known at run time: one well-predicted branch per vector.
-template <typename N>
-HEDDLE_INLINE vf load_from(const void* p, DType type, int64_t i, N n) {
+// Calls f with the type as a constant, `decltype(t)::value`, so that a loop need not ask for it.
+template <DType T>
+struct TypeConstant {
+  static constexpr DType value = T;
+};
+template <typename F>
+HEDDLE_INLINE auto with_type(DType type, F f) {
   switch (type) {
-    case DType::kBFloat16: return load_as<DType::kBFloat16>(p, i, n);
-    case DType::kFloat16: return load_as<DType::kFloat16>(p, i, n);
-    default: return load_as<DType::kFloat32>(p, i, n);
+    case DType::kBFloat16: return f(TypeConstant<DType::kBFloat16>());
+    case DType::kFloat16: return f(TypeConstant<DType::kFloat16>());
+    default: return f(TypeConstant<DType::kFloat32>());
   }
 }
 
+// The same as store_as with the type known at run time: one well-predicted branch per vector.
 template <typename N>
 HEDDLE_INLINE void store_to(void* p, DType type, int64_t i, vf v, N n) {
   if (type == DType::kFloat32) store_as<DType::kFloat32>(p, i, v, n);
