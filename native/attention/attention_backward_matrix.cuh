@@ -10,6 +10,7 @@
 #pragma once
 #include "attention/attention_backward_launch.h"
 #include "attention/attention_backward_rows.cuh"
+#include "attention/attention_launch.h"
 #include "attention/attention_matrix.cuh"
 
 namespace heddle {
