@@ -7,12 +7,12 @@ namespace {
 
 constexpr int kExactLines = 8, kExactTile = 32, kExactThreads = kExactLines * kWarp;
 
-// Line `i` of a tensor as fp32 to shared memory, by a warp; zeros where `at` is negative.
+// Line `i` of a tensor as fp32 to shared memory, by a warp; zeros where there is none.
 template <DType T>
 __device__ __forceinline__ void load_line(float* to, const void* from, int64_t at, int64_t step, int32_t dim) {
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x) % kWarp; i < dim; i += kWarp) {
-    to[i] = at < 0 ? 0.0f : load_as_float<T>(from, at + i * step);
+    to[i] = at == kNoLine ? 0.0f : load_as_float<T>(from, at + i * step);
   }
 }
 
@@ -24,15 +24,15 @@ template <DType T>
 __device__ __forceinline__ void load_row(const AttentionBackwardArgs& a, const Sequence& s, int64_t position, int64_t head,
                                          bool exists, Lines to) {
   const AttentionProblem& p = a.problem;
-  load_line<T>(to.x, p.query, exists ? p.query_at(s, position, head) : -1, p.query_stride[3], p.head_dim);
-  load_line<T>(to.y, a.upstream, exists ? a.upstream_at(s, position, head) : -1, 1, p.value_dim);
+  load_line<T>(to.x, p.query, exists ? p.query_at(s, position, head) : kNoLine, p.query_stride[3], p.head_dim);
+  load_line<T>(to.y, a.upstream, exists ? a.upstream_at(s, position, head) : kNoLine, 1, p.value_dim);
 }
 template <DType T>
 __device__ __forceinline__ void load_key(const AttentionProblem& p, const Sequence& s, int64_t key, int64_t key_head,
                                          Lines to) {
   const bool exists = key < s.keys;
-  load_line<T>(to.x, p.key, exists ? p.key_at(s, key, key_head) : -1, p.key_stride[3], p.head_dim);
-  load_line<T>(to.y, p.value, exists ? p.value_at(s, key, key_head) : -1, p.value_stride[3], p.value_dim);
+  load_line<T>(to.x, p.key, exists ? p.key_at(s, key, key_head) : kNoLine, p.key_stride[3], p.head_dim);
+  load_line<T>(to.y, p.value, exists ? p.value_at(s, key, key_head) : kNoLine, p.value_stride[3], p.value_dim);
 }
 
 __device__ __forceinline__ float product_of(const float* a, const float* b, int32_t dim) {

@@ -189,21 +189,21 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
   };
   const auto load_queries = [&](auto lines, uint16_t* x, uint16_t* y, int64_t first, GradRow* info) {
     load_tile<decltype(lines)::value, Width, kPitch>(x, p.query, p.head_dim, p.query_stride[3], aligned, [&](int i) {
-      return first + i < rows ? query_line(first + i) : int64_t{-1};
+      return first + i < rows ? query_line(first + i) : kNoLine;
     });
     load_tile<decltype(lines)::value, Width, kPitch>(y, a.upstream, p.value_dim, 1, aligned, [&](int i) {
-      return first + i < rows ? upstream_line(first + i) : int64_t{-1};
+      return first + i < rows ? upstream_line(first + i) : kNoLine;
     });
     const int i = static_cast<int>(threadIdx.x);
     if (i < decltype(lines)::value) info[i] = row_info(first + i);
   };
   const auto load_keys = [&](auto lines, uint16_t* x, uint16_t* y, int64_t first) {
     load_tile<decltype(lines)::value, Width, kPitch>(x, p.key, p.head_dim, p.key_stride[3], aligned, [&](int i) {
-      return first + i < s.keys ? p.key_at(s, first + i, key_head) : int64_t{-1};
+      return first + i < s.keys ? p.key_at(s, first + i, key_head) : kNoLine;
     });
     if (Part == BackwardPart::kValue) return;
     load_tile<decltype(lines)::value, Width, kPitch>(y, p.value, p.value_dim, p.value_stride[3], aligned, [&](int i) {
-      return first + i < s.keys ? p.value_at(s, first + i, key_head) : int64_t{-1};
+      return first + i < s.keys ? p.value_at(s, first + i, key_head) : kNoLine;
     });
   };
   using Owned = std::integral_constant<int, kLines>;

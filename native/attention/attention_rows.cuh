@@ -8,6 +8,9 @@ namespace heddle {
 
 constexpr float kLog2OfE = 1.44269504f, kLnOf2 = 0.693147181f;
 
+// In place of a line's first element where there is no line. Not -1: a prefix may lie below the tensor it is counted from.
+constexpr int64_t kNoLine = INT64_MIN;
+
 // Row r of a (sequence, key head) is query position r / group of head key_head * group + r % group: a block serves all
 // heads that share its keys, so grouped queries read them once, and decoding fills its rows with heads.
 struct BlockRows {
