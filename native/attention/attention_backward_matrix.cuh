@@ -15,12 +15,12 @@
 
 namespace heddle {
 
-constexpr int kStreamed = 32;
+constexpr int kStreamed = 32, kWorkBytes = 128;
 __host__ __device__ constexpr int line_tiles(int width) { return width <= 64 ? 2 : 1; }  // of 16 lines, per warp
 __host__ __device__ constexpr int owned_lines(int width) { return 64 * line_tiles(width); }
 __host__ __device__ constexpr int64_t backward_matrix_shared(int width, bool formed) {
   const int64_t lines = owned_lines(width), slots = (formed ? 32 : 8) * line_tiles(width);
-  return 4 * (lines + 2 * kStreamed) * (width + 8) + sizeof(GradRow) * (lines + 2 * kStreamed) + 4 * kMatrixThreads * slots;
+  return kWorkBytes + (4 * (width + 8) + int64_t{sizeof(GradRow)}) * (lines + 2 * kStreamed) + 4 * kMatrixThreads * slots;
 }
 
 // out += owned lines times streamed lines, both in shared memory. `own` is the warp's first line.
@@ -30,7 +30,8 @@ __device__ __forceinline__ void line_products(float (&out)[M][4][4], const uint1
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   own += lane % 16 * kPitch + lane / 16 * 8;
   tile += (lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 8;
-#pragma unroll
+  [[maybe_unused]] constexpr int kUnroll = M == 1 ? Width / 16 : 2;  // all of it spills with two tiles of sums
+#pragma unroll kUnroll
   for (int d = 0; d < Width; d += 16) {
     uint32_t x[M][4];
 #pragma unroll
@@ -140,6 +141,39 @@ __device__ inline bool blocks_are_seen(const AttentionProblem& p, const Sequence
   return __syncthreads_or(any) != 0;
 }
 
+// What a block does: lines [first, end) of a sequence that it owns, and the lines that it streams.
+struct OwnedWork {
+  Sequence sequence;
+  int64_t key_head, first, end, rows;  // rows of the sequence
+  KeyRange streamed;
+  KeyRange full;  // keys that every owned row sees; tiles in there need no look at single keys
+};
+static_assert(sizeof(OwnedWork) <= kWorkBytes);
+template <bool ByRow>
+__device__ inline OwnedWork find_work(const AttentionProblem& p, int lines) {
+  OwnedWork w = {};
+  BlockRows block;
+  // The last queries first: causal ones see the most keys.
+  if (!(ByRow ? find_rows(p, lines, gridDim.x - 1 - blockIdx.x, blockIdx.y, &block)
+              : find_keys(p, lines, blockIdx.x, blockIdx.y, &block))) {
+    return w;
+  }
+  const int64_t group = p.group();
+  w.sequence = block.sequence;
+  w.key_head = block.key_head;
+  w.first = block.first;
+  w.end = block.first + lines < block.count ? block.first + lines : block.count;
+  w.rows = w.sequence.queries * group;
+  if (ByRow) {
+    w.streamed = union_range(p, w.sequence, w.first / group, (w.end - 1) / group);
+    w.full = {key_range(p, w.sequence, (w.end - 1) / group).lo, key_range(p, w.sequence, w.first / group).hi};
+  } else {
+    const KeyRange positions = seeing_positions(p, w.sequence, w.first, w.end);
+    w.streamed = {positions.lo * group, positions.hi * group};
+  }
+  return w;
+}
+
 template <DType T, int Width, BackwardPart Part>
 __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
     attention_backward_matrix_kernel(AttentionBackwardArgs a, const RowTerms* terms, bool aligned) {
@@ -147,7 +181,8 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
   constexpr bool kSumX = Part != BackwardPart::kValue, kSumY = Part == BackwardPart::kValue || Part == BackwardPart::kKeyValue;
   constexpr int M = line_tiles(Width), kLines = owned_lines(Width), kPitch = Width + 8;
   HEDDLE_DYNAMIC_SHARED(uint16_t, shared);
-  uint16_t* own_x = shared;                        // [kLines][kPitch]
+  auto& work = *reinterpret_cast<OwnedWork*>(shared);  // here, because the sums want the registers
+  uint16_t* own_x = shared + kWorkBytes / 2;       // [kLines][kPitch]
   uint16_t* own_y = own_x + kLines * kPitch;
   uint16_t* tile_x = own_y + kLines * kPitch;      // [2][kStreamed][kPitch]
   uint16_t* tile_y = tile_x + 2 * kStreamed * kPitch;
@@ -155,32 +190,15 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
   auto* slots = reinterpret_cast<float*>(infos + kLines + 2 * kStreamed);     // [8 M or 32 M][threads]
 
   const AttentionProblem& p = a.problem;
-  BlockRows block;
-  // The last queries first: causal ones see the most keys.
-  const bool found = kByRow ? find_rows(p, kLines, gridDim.x - 1 - blockIdx.x, blockIdx.y, &block)
-                            : find_keys(p, kLines, blockIdx.x, blockIdx.y, &block);
-  if (!found) return;
-  const Sequence& s = block.sequence;
+  if (threadIdx.x == 0) work = find_work<kByRow>(p, kLines);
+  __syncthreads();
+  if (work.first >= work.end) return;
+  const Sequence& s = work.sequence;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int g = lane / 4, t = lane % 4;
-  const int64_t group = p.group(), key_head = block.key_head, rows = s.queries * group;
-  const int64_t end = block.first + kLines < block.count ? block.first + kLines : block.count;  // of the owned lines
+  const int64_t &key_head = work.key_head, &rows = work.rows;
+  const int32_t group = p.group();
   const bool formed = has_transform(p) || p.uniform_empty;
-
-  KeyRange range;  // of the streamed lines
-  if (kByRow) {
-    range = union_range(p, s, block.first / group, (end - 1) / group);
-  } else {
-    range = seeing_positions(p, s, block.first, end);
-    range = {range.lo * group, range.hi * group};
-  }
-  const int64_t begin = range.lo / kStreamed * kStreamed;
-  // Tiles of keys that every row of the block sees as a whole need no look at single keys.
-  int64_t full_lo = 0, full_hi = 0;
-  if (kByRow && !formed) {
-    full_lo = key_range(p, s, (end - 1) / group).lo;
-    full_hi = key_range(p, s, block.first / group).hi;
-  }
 
   const auto query_line = [&](int64_t row) { return p.query_at(s, row / group, key_head * group + row % group); };
   const auto upstream_line = [&](int64_t row) { return a.upstream_at(s, row / group, key_head * group + row % group); };
@@ -216,10 +234,10 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
   // The first tile from there on that the block mask does not exclude.
   const auto seen_from = [&](int64_t tile) {
     if (p.block_mask && !p.uniform_empty) {
-      while (tile < range.hi) {
-        const int64_t tile_end = tile + kStreamed < range.hi ? tile + kStreamed : range.hi;
-        if (kByRow ? blocks_are_seen(p, s, key_head, block.first, end, tile, tile_end)
-                   : blocks_are_seen(p, s, key_head, tile, tile_end, block.first, end)) {
+      while (tile < work.streamed.hi) {
+        const int64_t tile_end = tile + kStreamed < work.streamed.hi ? tile + kStreamed : work.streamed.hi;
+        if (kByRow ? blocks_are_seen(p, s, key_head, work.first, work.end, tile, tile_end)
+                   : blocks_are_seen(p, s, key_head, tile, tile_end, work.first, work.end)) {
           break;
         }
         tile += kStreamed;
@@ -228,27 +246,27 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
     return tile;
   };
 
-  if constexpr (kByRow) load_queries(Owned{}, own_x, own_y, block.first, infos);
-  else load_keys(Owned{}, own_x, own_y, block.first);
-  int64_t tile = seen_from(begin);
-  if (tile < range.hi) load_streamed(0, tile);
+  if constexpr (kByRow) load_queries(Owned{}, own_x, own_y, work.first, infos);
+  else load_keys(Owned{}, own_x, own_y, work.first);
+  int64_t tile = seen_from(work.streamed.lo / kStreamed * kStreamed);
+  if (tile < work.streamed.hi) load_streamed(0, tile);
 
   [[maybe_unused]] float sum_x[kSumX ? M : 1][kSumX ? Width / 8 : 1][4] = {};
   [[maybe_unused]] float sum_y[kSumY ? M : 1][kSumY ? Width / 8 : 1][4] = {};
   const int own_line = warp * 16 * M;
-  for (int stage = 0; tile < range.hi; stage ^= 1) {
+  for (int stage = 0; tile < work.streamed.hi; stage ^= 1) {
     cp_async_wait<0>();
     __syncthreads();  // the tile is there, and nobody reads the other stage any more
     const int64_t next = seen_from(tile + kStreamed);
-    if (next < range.hi) load_streamed(stage ^ 1, next);
+    if (next < work.streamed.hi) load_streamed(stage ^ 1, next);
     const uint16_t *x = tile_x + stage * kStreamed * kPitch, *y = tile_y + stage * kStreamed * kPitch;
     const GradRow* info = kByRow ? infos : infos + stage * kStreamed;
     bool whole = !formed;
     if (whole && kByRow) {
-      whole = tile >= full_lo && tile + kStreamed <= full_hi;
+      whole = tile >= work.full.lo && tile + kStreamed <= work.full.hi;
     } else if (whole) {
-      whole = tile + kStreamed <= rows && key_range(p, s, (tile + kStreamed - 1) / group).lo <= block.first &&
-              key_range(p, s, tile / group).hi >= end;
+      whole = tile + kStreamed <= rows && key_range(p, s, (tile + kStreamed - 1) / group).lo <= work.first &&
+              key_range(p, s, tile / group).hi >= work.end;
     }
 
     float w[M][4][4] = {}, ds[M][4][4] = {};
@@ -266,7 +284,7 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
       for (int i = 0; i < 16 * M; ++i) {
         const int line = own_line + i / 16 * 16 + g + i % 4 / 2 * 8, column = i / 4 % 4 * 8 + 2 * t + i % 2;
         const GradRow row = info[kByRow ? line : column];
-        const int64_t key = kByRow ? tile + column : block.first + line;
+        const int64_t key = kByRow ? tile + column : work.first + line;
         float* at = mine + 2 * i * kMatrixThreads;
         const PairGrad pair = pair_grad(p, s, row, key, has_transform(p), at[0], at[kMatrixThreads]);
         at[0] = pair.weight;
@@ -281,23 +299,25 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
         ds[i / 16][i / 4 % 4][i % 4] = mine[(2 * i + 1) * kMatrixThreads];
       }
     } else {
-      if (!whole) {
-#pragma unroll
-        for (int i = 0; i < 16 * M; ++i) {
-          const int line = own_line + i / 16 * 16 + g + i % 4 / 2 * 8, column = i / 4 % 4 * 8 + 2 * t + i % 2;
-          const GradRow& row = info[kByRow ? line : column];
-          const int64_t key = kByRow ? tile + column : block.first + line;
-          if (key < row.lo || key >= row.hi) w[i / 16][i / 4 % 4][i % 4] = kNegInf;
-        }
-      }
       const float unit = p.scale * kLog2OfE;
 #pragma unroll
-      for (int i = 0; i < 16 * M; ++i) {
-        const int line = own_line + i / 16 * 16 + g + i % 4 / 2 * 8, column = i / 4 % 4 * 8 + 2 * t + i % 2;
-        const GradRow& row = info[kByRow ? line : column];
-        float &weight = w[i / 16][i / 4 % 4][i % 4], &slope = ds[i / 16][i / 4 % 4][i % 4];
-        weight = exp2f(fmaf(weight, unit, -row.shift));
-        slope = weight == 0.0f ? 0.0f : weight * (slope - row.delta);
+      for (int n = 0; n < 4; ++n) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const int column = n * 8 + 2 * t + c;
+#pragma unroll
+          for (int i = 0; i < 2 * M; ++i) {
+            const int line = own_line + g + 8 * i;
+            const GradRow& row = info[kByRow ? line : column];
+            float &weight = w[i / 2][n][i % 2 * 2 + c], &slope = ds[i / 2][n][i % 2 * 2 + c];
+            if (!whole) {
+              const int64_t key = kByRow ? tile + column : work.first + line;
+              if (key < row.lo || key >= row.hi) weight = kNegInf;
+            }
+            weight = exp2f(fmaf(weight, unit, -row.shift));
+            slope = weight == 0.0f ? 0.0f : weight * (slope - row.delta);
+          }
+        }
       }
     }
 
@@ -332,8 +352,8 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
   for (int m = 0; m < M; ++m) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int64_t line = block.first + own_line + m * 16 + g + 8 * r;
-      if (line >= end) continue;
+      const int64_t line = work.first + own_line + m * 16 + g + 8 * r;
+      if (line >= work.end) continue;
       if constexpr (kSumX) {
         const GradOut<T> to = kByRow ? query_grad_of<T>(a, s, line / group, key_head * group + line % group)
                                      : key_grad_of<T>(a, s, line, key_head);
