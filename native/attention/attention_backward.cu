@@ -83,7 +83,11 @@ int64_t launch_attention_backward_on(const AttentionBackwardArgs& args, heddle_c
   }
   if (status != kOk) return status;
   if (!backward_on_matrix(p)) return launch_backward_exact(a, terms, job);
-  return p.type == DType::kBFloat16 ? launch_backward_bf16(a, terms, job) : launch_backward_f16(a, terms, job);
+  const bool wide = p.head_dim > 128 || p.value_dim > 128;
+  if (p.type == DType::kBFloat16) {
+    return wide ? launch_backward_bf16_256(a, terms, job) : launch_backward_bf16(a, terms, job);
+  }
+  return wide ? launch_backward_f16_256(a, terms, job) : launch_backward_f16(a, terms, job);
 }
 
 HEDDLE_CUDA_OP(attention_backward, AttentionBackwardArgs) { return launch_attention_backward_on(a, job); }

@@ -1,4 +1,4 @@
-// The matrix kernels of attention_backward() for f16: a file of its own, so that the types compile side by side.
+// The matrix kernels of attention_backward() for f16 and head sizes up to 128.
 #include "attention/attention_backward_matrix.cuh"
 
 namespace heddle {

@@ -17,10 +17,10 @@ namespace heddle {
 
 constexpr int kStreamed = 32, kWorkBytes = 128;
 __host__ __device__ constexpr int line_tiles(int width) { return width <= 64 ? 2 : 1; }  // of 16 lines, per warp
-__host__ __device__ constexpr int owned_lines(int width) { return 64 * line_tiles(width); }
-__host__ __device__ constexpr int64_t backward_matrix_shared(int width, bool formed) {
-  const int64_t lines = owned_lines(width), slots = (formed ? 32 : 8) * line_tiles(width);
-  return kWorkBytes + (4 * (width + 8) + int64_t{sizeof(GradRow)}) * (lines + 2 * kStreamed) + 4 * kMatrixThreads * slots;
+__host__ __device__ constexpr int owned_lines(int width, int warps) { return 16 * warps * line_tiles(width); }
+__host__ __device__ constexpr int64_t backward_matrix_shared(int width, int warps, bool formed) {
+  const int64_t lines = owned_lines(width, warps), slots = (formed ? 32 : 8) * line_tiles(width);
+  return kWorkBytes + (4 * (width + 8) + int64_t{sizeof(GradRow)}) * (lines + 2 * kStreamed) + 4 * kWarp * warps * slots;
 }
 
 // out += owned lines times streamed lines, both in shared memory. `own` is the warp's first line.
@@ -30,7 +30,7 @@ __device__ __forceinline__ void line_products(float (&out)[M][4][4], const uint1
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   own += lane % 16 * kPitch + lane / 16 * 8;
   tile += (lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 8;
-  [[maybe_unused]] constexpr int kUnroll = M == 1 ? Width / 16 : 2;  // all of it spills with two tiles of sums
+  [[maybe_unused]] constexpr int kUnroll = M == 1 ? 4 : 2;  // for the registers, and for the compile time
 #pragma unroll kUnroll
   for (int d = 0; d < Width; d += 16) {
     uint32_t x[M][4];
@@ -78,25 +78,26 @@ __device__ __forceinline__ void add_products(float (&sums)[M][Width / 8][4], con
 }
 
 // The same where the tile has infinities or NaN, which a factor of 0 must not bring in. `slots`: 8 M words a thread.
-template <DType T, int Width, int M>
+template <DType T, int Width, int Warps, int M>
 __device__ inline void add_products_carefully(float (&sums)[M][Width / 8][4], const Factors<M>& factors,
                                               const uint16_t* tile, uint32_t* slots) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, t = lane % 4;
+  constexpr int kThreads = Warps * kWarp;
+  const int t = static_cast<int>(threadIdx.x) % 4;
   uint32_t* mine = slots + threadIdx.x;
   __syncwarp();
 #pragma unroll
-  for (int i = 0; i < 8 * M; ++i) mine[i * kMatrixThreads] = factors[i / 8][i / 4 % 2][i % 4];
+  for (int i = 0; i < 8 * M; ++i) mine[i * kThreads] = factors[i / 8][i / 4 % 2][i % 4];
   __syncwarp();
 #pragma unroll 1
   for (int j = 0; j < kStreamed; ++j) {
-    const uint32_t* from = mine - t + j % 8 / 2 + (j / 16 * 4 + j / 8 % 2 * 2) * kMatrixThreads;
+    const uint32_t* from = mine - t + j % 8 / 2 + (j / 16 * 4 + j / 8 % 2 * 2) * kThreads;
     const uint16_t* line = tile + j * (Width + 8) + 2 * t;
 #pragma unroll
     for (int m = 0; m < M; ++m) {
       float factor[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const uint16_t half = static_cast<uint16_t>(from[(m * 8 + r) * kMatrixThreads] >> (j % 2 * 16));
+        const uint16_t half = static_cast<uint16_t>(from[(m * 8 + r) * kThreads] >> (j % 2 * 16));
         factor[r] = load_as_float<T>(&half, 0);
       }
 #pragma unroll
@@ -113,12 +114,12 @@ __device__ inline void add_products_carefully(float (&sums)[M][Width / 8][4], co
 }
 
 // Whether this thread's share of a tile has an element that is not finite.
-template <DType T, int Width>
+template <DType T, int Width, int Threads>
 __device__ inline int has_broken(const uint16_t* tile) {
   constexpr uint16_t kInfinite = T == DType::kBFloat16 ? 0x7f80 : 0x7c00;
   int broken = 0;
 #pragma unroll 1
-  for (int c = static_cast<int>(threadIdx.x); c < kStreamed * (Width / 8); c += kMatrixThreads) {
+  for (int c = static_cast<int>(threadIdx.x); c < kStreamed * (Width / 8); c += Threads) {
     const uint16_t* chunk = tile + c / (Width / 8) * (Width + 8) + c % (Width / 8) * 8;
     for (int i = 0; i < 8; ++i) broken |= (chunk[i] & kInfinite) == kInfinite;
   }
@@ -126,12 +127,13 @@ __device__ inline int has_broken(const uint16_t* tile) {
 }
 
 // Whether the block mask lets one of rows [row, row_end) see one of keys [key, key_end); asked by the whole block.
+template <int Threads>
 __device__ inline bool blocks_are_seen(const AttentionProblem& p, const Sequence& s, int64_t key_head, int64_t row,
                                        int64_t row_end, int64_t key, int64_t key_end) {
   int any = 0;
   const int64_t group = p.group(), end = key_end < s.keys ? key_end : s.keys;
 #pragma unroll 1
-  for (int64_t r = row + threadIdx.x; r < row_end; r += kMatrixThreads) {
+  for (int64_t r = row + threadIdx.x; r < row_end; r += Threads) {
     const uint8_t* blocks = p.block_mask + s.batch * p.block_stride[0] + (key_head * group + r % group) * p.block_stride[1] +
                             (s.query_begin + r / group) / p.block_query * p.block_stride[2];
     const int64_t last = (s.key_begin + end - 1) / p.block_key;
@@ -174,12 +176,13 @@ __device__ inline OwnedWork find_work(const AttentionProblem& p, int lines) {
   return w;
 }
 
-template <DType T, int Width, BackwardPart Part>
-__global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
+// Warps: 4, or 2 for short sequences of small heads, of which more blocks then fit.
+template <DType T, int Width, int Warps, BackwardPart Part>
+__global__ void __launch_bounds__(Warps* kWarp, Width > 128 ? 1 : 8 / Warps)
     attention_backward_matrix_kernel(AttentionBackwardArgs a, const RowTerms* terms, bool aligned) {
   constexpr bool kByRow = Part == BackwardPart::kQuery;
   constexpr bool kSumX = Part != BackwardPart::kValue, kSumY = Part == BackwardPart::kValue || Part == BackwardPart::kKeyValue;
-  constexpr int M = line_tiles(Width), kLines = owned_lines(Width), kPitch = Width + 8;
+  constexpr int M = line_tiles(Width), kThreads = Warps * kWarp, kLines = owned_lines(Width, Warps), kPitch = Width + 8;
   HEDDLE_DYNAMIC_SHARED(uint16_t, shared);
   auto& work = *reinterpret_cast<OwnedWork*>(shared);  // here, because the sums want the registers
   uint16_t* own_x = shared + kWorkBytes / 2;       // [kLines][kPitch]
@@ -206,21 +209,21 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
     return row < rows ? grad_row(p, terms, s, row / group, key_head * group + row % group) : no_row();
   };
   const auto load_queries = [&](auto lines, uint16_t* x, uint16_t* y, int64_t first, GradRow* info) {
-    load_tile<decltype(lines)::value, Width, kPitch>(x, p.query, p.head_dim, p.query_stride[3], aligned, [&](int i) {
+    load_tile<decltype(lines)::value, Width, kPitch, kThreads>(x, p.query, p.head_dim, p.query_stride[3], aligned, [&](int i) {
       return first + i < rows ? query_line(first + i) : kNoLine;
     });
-    load_tile<decltype(lines)::value, Width, kPitch>(y, a.upstream, p.value_dim, 1, aligned, [&](int i) {
+    load_tile<decltype(lines)::value, Width, kPitch, kThreads>(y, a.upstream, p.value_dim, 1, aligned, [&](int i) {
       return first + i < rows ? upstream_line(first + i) : kNoLine;
     });
     const int i = static_cast<int>(threadIdx.x);
     if (i < decltype(lines)::value) info[i] = row_info(first + i);
   };
   const auto load_keys = [&](auto lines, uint16_t* x, uint16_t* y, int64_t first) {
-    load_tile<decltype(lines)::value, Width, kPitch>(x, p.key, p.head_dim, p.key_stride[3], aligned, [&](int i) {
+    load_tile<decltype(lines)::value, Width, kPitch, kThreads>(x, p.key, p.head_dim, p.key_stride[3], aligned, [&](int i) {
       return first + i < s.keys ? p.key_at(s, first + i, key_head) : kNoLine;
     });
     if (Part == BackwardPart::kValue) return;
-    load_tile<decltype(lines)::value, Width, kPitch>(y, p.value, p.value_dim, p.value_stride[3], aligned, [&](int i) {
+    load_tile<decltype(lines)::value, Width, kPitch, kThreads>(y, p.value, p.value_dim, p.value_stride[3], aligned, [&](int i) {
       return first + i < s.keys ? p.value_at(s, first + i, key_head) : kNoLine;
     });
   };
@@ -236,8 +239,8 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
     if (p.block_mask && !p.uniform_empty) {
       while (tile < work.streamed.hi) {
         const int64_t tile_end = tile + kStreamed < work.streamed.hi ? tile + kStreamed : work.streamed.hi;
-        if (kByRow ? blocks_are_seen(p, s, key_head, work.first, work.end, tile, tile_end)
-                   : blocks_are_seen(p, s, key_head, tile, tile_end, work.first, work.end)) {
+        if (kByRow ? blocks_are_seen<kThreads>(p, s, key_head, work.first, work.end, tile, tile_end)
+                   : blocks_are_seen<kThreads>(p, s, key_head, tile, tile_end, work.first, work.end)) {
           break;
         }
         tile += kStreamed;
@@ -269,6 +272,16 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
               key_range(p, s, tile / group).hi >= work.end;
     }
 
+    int broken = 0;
+    if (!whole) {
+      if (kSumX) broken |= has_broken<T, Width, kThreads>(x);
+      if (kSumY) broken |= has_broken<T, Width, kThreads>(y);
+      broken = __syncthreads_or(broken);
+    }
+    const int64_t now = tile;
+    tile = next;
+    if (work.first + own_line >= work.end) continue;  // no line for this warp
+
     float w[M][4][4] = {}, ds[M][4][4] = {};
     line_products<T, Width, M>(w, own_x + own_line * kPitch, x);
     if constexpr (kSumX) line_products<T, Width, M>(ds, own_y + own_line * kPitch, y);
@@ -277,26 +290,26 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
       float* mine = slots + threadIdx.x;
 #pragma unroll
       for (int i = 0; i < 16 * M; ++i) {
-        mine[2 * i * kMatrixThreads] = w[i / 16][i / 4 % 4][i % 4];
-        mine[(2 * i + 1) * kMatrixThreads] = ds[i / 16][i / 4 % 4][i % 4];
+        mine[2 * i * kThreads] = w[i / 16][i / 4 % 4][i % 4];
+        mine[(2 * i + 1) * kThreads] = ds[i / 16][i / 4 % 4][i % 4];
       }
 #pragma unroll 1
       for (int i = 0; i < 16 * M; ++i) {
         const int line = own_line + i / 16 * 16 + g + i % 4 / 2 * 8, column = i / 4 % 4 * 8 + 2 * t + i % 2;
         const GradRow row = info[kByRow ? line : column];
-        const int64_t key = kByRow ? tile + column : work.first + line;
-        float* at = mine + 2 * i * kMatrixThreads;
-        const PairGrad pair = pair_grad(p, s, row, key, has_transform(p), at[0], at[kMatrixThreads]);
+        const int64_t key = kByRow ? now + column : work.first + line;
+        float* at = mine + 2 * i * kThreads;
+        const PairGrad pair = pair_grad(p, s, row, key, has_transform(p), at[0], at[kThreads]);
         at[0] = pair.weight;
-        at[kMatrixThreads] = pair.product;
+        at[kThreads] = pair.product;
         if (kByRow && a.bias_grad && row.head >= 0 && key < s.keys) {
           a.bias_grad[p.bias_at(s, row.position, row.head, key)] = pair.logit;
         }
       }
 #pragma unroll
       for (int i = 0; i < 16 * M; ++i) {
-        w[i / 16][i / 4 % 4][i % 4] = mine[2 * i * kMatrixThreads];
-        ds[i / 16][i / 4 % 4][i % 4] = mine[(2 * i + 1) * kMatrixThreads];
+        w[i / 16][i / 4 % 4][i % 4] = mine[2 * i * kThreads];
+        ds[i / 16][i / 4 % 4][i % 4] = mine[(2 * i + 1) * kThreads];
       }
     } else {
       const float unit = p.scale * kLog2OfE;
@@ -311,7 +324,7 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
             const GradRow& row = info[kByRow ? line : column];
             float &weight = w[i / 2][n][i % 2 * 2 + c], &slope = ds[i / 2][n][i % 2 * 2 + c];
             if (!whole) {
-              const int64_t key = kByRow ? tile + column : work.first + line;
+              const int64_t key = kByRow ? now + column : work.first + line;
               if (key < row.lo || key >= row.hi) weight = kNegInf;
             }
             weight = exp2f(fmaf(weight, unit, -row.shift));
@@ -321,12 +334,6 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
       }
     }
 
-    int broken = 0;
-    if (!whole) {
-      if (kSumX) broken |= has_broken<T, Width>(x);
-      if (kSumY) broken |= has_broken<T, Width>(y);
-      broken = __syncthreads_or(broken);
-    }
     const auto add = [&](auto& sums, const auto& values, const uint16_t* lines) {
       Factors<M> factors;
 #pragma unroll
@@ -340,11 +347,10 @@ __global__ void __launch_bounds__(kMatrixThreads, Width > 128 ? 1 : 2)
         }
       }
       if (!broken) add_products<T, Width, M>(sums, factors, lines);
-      else add_products_carefully<T, Width, M>(sums, factors, lines, reinterpret_cast<uint32_t*>(slots));
+      else add_products_carefully<T, Width, Warps, M>(sums, factors, lines, reinterpret_cast<uint32_t*>(slots));
     };
     if constexpr (kSumY) add(sum_y, w, y);
     if constexpr (kSumX) add(sum_x, ds, x);
-    tile = next;
   }
   cp_async_wait<0>();
 
@@ -379,40 +385,41 @@ inline bool aligned_backward(const AttentionBackwardArgs& a) {
   return aligned_rows(p) && is_aligned(16, {a.upstream, p.prefix.present ? a.prefix_upstream : nullptr}, 2 * p.value_dim);
 }
 
-template <DType T, int Width, BackwardPart Part>
+template <DType T, int Width, int Warps, BackwardPart Part>
 int64_t launch_backward_part(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job) {
   const AttentionProblem& p = a.problem;
-  constexpr int kLines = owned_lines(Width);
+  constexpr int kLines = owned_lines(Width, Warps);
   const int64_t blocks = Part == BackwardPart::kQuery ? row_blocks(p, kLines) : key_blocks(p, kLines);
   if (blocks == 0) return kOk;
-  const int64_t bytes = backward_matrix_shared(Width, has_transform(p) || p.uniform_empty);
-  HEDDLE_ALLOW_SHARED((attention_backward_matrix_kernel<T, Width, Part>), bytes);
+  const int64_t bytes = backward_matrix_shared(Width, Warps, has_transform(p) || p.uniform_empty);
+  HEDDLE_ALLOW_SHARED((attention_backward_matrix_kernel<T, Width, Warps, Part>), bytes);
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.key_heads));
-  HEDDLE_LAUNCH((attention_backward_matrix_kernel<T, Width, Part>), grid, dim3(kMatrixThreads), bytes, job.stream, a,
+  HEDDLE_LAUNCH((attention_backward_matrix_kernel<T, Width, Warps, Part>), grid, dim3(Warps * kWarp), bytes, job.stream, a,
                 terms, aligned_backward(a));
   return job.launched();
 }
 
-template <DType T, int Width>
-int64_t launch_backward_width(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job) {
+template <DType T, int Width, int Warps>
+int64_t launch_backward_warps(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job) {
   int64_t status;
   if constexpr (Width <= 128) {
-    status = launch_backward_part<T, Width, BackwardPart::kKeyValue>(a, terms, job);
+    status = launch_backward_part<T, Width, Warps, BackwardPart::kKeyValue>(a, terms, job);
   } else {
-    status = launch_backward_part<T, Width, BackwardPart::kValue>(a, terms, job);
-    if (status == kOk) status = launch_backward_part<T, Width, BackwardPart::kKey>(a, terms, job);
+    status = launch_backward_part<T, Width, Warps, BackwardPart::kValue>(a, terms, job);
+    if (status == kOk) status = launch_backward_part<T, Width, Warps, BackwardPart::kKey>(a, terms, job);
   }
-  if (status == kOk) status = launch_backward_part<T, Width, BackwardPart::kQuery>(a, terms, job);
+  if (status == kOk) status = launch_backward_part<T, Width, Warps, BackwardPart::kQuery>(a, terms, job);
   return status;
 }
 
+// Head sizes up to 128; those to 256 are in files of their own, for the compile time.
 template <DType T>
 int64_t launch_backward_matrix(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job) {
   const AttentionProblem& p = a.problem;
-  const int32_t width = p.head_dim > p.value_dim ? p.head_dim : p.value_dim;
-  if (width <= 64) return launch_backward_width<T, 64>(a, terms, job);
-  if (width <= 128) return launch_backward_width<T, 128>(a, terms, job);
-  return launch_backward_width<T, 256>(a, terms, job);
+  if (p.head_dim > 64 || p.value_dim > 64) return launch_backward_warps<T, 128, 4>(a, terms, job);
+  // The tiles of the other side are the same for both: so are the bits.
+  const bool few = !p.query_offsets && p.queries * p.group() <= 64 && p.keys <= 64;
+  return few ? launch_backward_warps<T, 64, 2>(a, terms, job) : launch_backward_warps<T, 64, 4>(a, terms, job);
 }
 
 }  // namespace heddle

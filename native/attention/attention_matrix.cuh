@@ -20,13 +20,13 @@ __device__ __forceinline__ uint32_t pack_any(float low, float high) {
 
 // Rows of `dim` 16-bit elements to shared memory [rows][Pitch]; `start` gives a row's first element, or kNoLine. Columns up to
 // Width are filled with zeros. In the background where everything is aligned to 16 bytes.
-template <int Rows, int Width, int Pitch, class Start>
+template <int Rows, int Width, int Pitch, int Threads = kMatrixThreads, class Start>
 __device__ __forceinline__ void load_tile(uint16_t* to, const void* from, int32_t dim, int64_t step, bool aligned,
                                           Start start) {
   const auto* data = static_cast<const uint16_t*>(from);
   constexpr int kChunks = Width / 8;
 #pragma unroll 1
-  for (int c = static_cast<int>(threadIdx.x); c < Rows * kChunks; c += kMatrixThreads) {
+  for (int c = static_cast<int>(threadIdx.x); c < Rows * kChunks; c += Threads) {
     const int row = c / kChunks, column = c % kChunks * 8;
     const int64_t at = start(row);
     const int left = at == kNoLine ? 0 : dim - column;
