@@ -88,6 +88,7 @@ const HALF: AttentionShape[] = [
 );
 
 const extra: AttentionShape[] = [
+  { name: 'no query heads', queries: 3, keys: 9, heads: 0, keyHeads: 2, dim: 8 },
   { name: 'several panels', queries: 70, keys: 1100, heads: 1, dim: 16, causal: true },
   {
     name: 'mask bias of one row',
