@@ -1,5 +1,13 @@
 import { describe, expect, it } from 'vitest';
-import { attention, attentionBackward, attentionBackwardSync, attentionSync } from '../../lib/attention/index.ts';
+import {
+  attention,
+  attentionBackward,
+  attentionBackwardSync,
+  attentionSync,
+  factorizedAttentionBackward,
+  factorizedAttentionBackwardSync,
+  factorizedAttentionSync,
+} from '../../lib/attention/index.ts';
 import { cudaMemory } from '../../lib/device.ts';
 import { decodeFloats, encodeFloats, type FloatType } from '../../lib/dtype.ts';
 import { type DTypeArrays, Tensor } from '../../lib/index.ts';
@@ -28,36 +36,48 @@ function part<T extends FloatType>(t: Tensor<T>, begin: number, count: number): 
 }
 
 describe.skipIf(!hasCuda())('cuda, attentionBackward', () => {
-  it.each(TYPES)('computes on the device from the forward to the gradients, with the bits of host tensors: %s', async (type) => {
-    const before = cudaMemory();
-    const [q, g] = [0, 1].map(() => draw(type, [2, 37, 4, 40]));
-    const [k, v] = [0, 1].map(() => draw(type, [2, 45, 2, 40]));
-    const bias = draw('float32', [1, 4, 37, 45]);
-    const options = { causal: true, bias, sinks: random.normals(4) };
-    const forward = attentionSync(q, k, v, { ...options, backend: 'cuda', returnLogSumExp: true });
-    const expected = attentionBackwardSync(g, q, k, v, { ...options, ...(forward as Required<typeof forward>), backend: 'cuda' });
+  it.each(TYPES)(
+    'computes on the device from the forward to the gradients, with the bits of host tensors: %s',
+    async (type) => {
+      const before = cudaMemory();
+      const [q, g] = [0, 1].map(() => draw(type, [2, 37, 4, 40]));
+      const [k, v] = [0, 1].map(() => draw(type, [2, 45, 2, 40]));
+      const bias = draw('float32', [1, 4, 37, 45]);
+      const options = { causal: true, bias, sinks: random.normals(4) };
+      const forward = attentionSync(q, k, v, { ...options, backend: 'cuda', returnLogSumExp: true });
+      const expected = attentionBackwardSync(g, q, k, v, {
+        ...options,
+        ...(forward as Required<typeof forward>),
+        backend: 'cuda',
+      });
 
-    const [dg, dq, dk, dv, db] = await Promise.all([g, q, k, v, bias].map((t) => t.to('cuda')));
-    const onDevice = { ...options, bias: db };
-    const kept = await attention(dq, dk, dv, { ...onDevice, returnLogSumExp: true });
-    expect([kept.output.location, kept.logSumExp!.location]).toEqual(['cuda', 'cuda']);
-    const all = { ...onDevice, output: kept.output, logSumExp: kept.logSumExp as Tensor };
-    const fresh = await attentionBackward(dg, dq, dk, dv, all);
-    const again = attentionBackwardSync(dg, dq, dk, dv, { ...all, out: fresh });
-    for (const name of ['query', 'key', 'value', 'bias'] as const) {
-      expect(again[name]!.location).toBe('cuda');
-      const host: Tensor = await again[name]!.to('cpu');
-      expect(bytes(host).equals(bytes(expected[name] as Tensor)), name).toBe(true);
-    }
-    for (const t of [dg, dq, dk, dv, db, kept.output, kept.logSumExp!, ...Object.values(fresh)]) t.dispose();
-    expect(cudaMemory().live).toBe(before.live);
-  });
+      const [dg, dq, dk, dv, db] = await Promise.all([g, q, k, v, bias].map((t) => t.to('cuda')));
+      const onDevice = { ...options, bias: db };
+      const kept = await attention(dq, dk, dv, { ...onDevice, returnLogSumExp: true });
+      expect([kept.output.location, kept.logSumExp!.location]).toEqual(['cuda', 'cuda']);
+      const all = { ...onDevice, output: kept.output, logSumExp: kept.logSumExp as Tensor };
+      const fresh = await attentionBackward(dg, dq, dk, dv, all);
+      const again = attentionBackwardSync(dg, dq, dk, dv, { ...all, out: fresh });
+      for (const name of ['query', 'key', 'value', 'bias'] as const) {
+        expect(again[name]!.location).toBe('cuda');
+        const host: Tensor = await again[name]!.to('cpu');
+        expect(bytes(host).equals(bytes(expected[name] as Tensor)), name).toBe(true);
+      }
+      for (const t of [dg, dq, dk, dv, db, kept.output, kept.logSumExp!, ...Object.values(fresh)])
+        t.dispose();
+      expect(cudaMemory().live).toBe(before.live);
+    },
+  );
 
   it('wants all tensors in one place', () => {
     const [q, k, v, g] = [0, 1, 2, 3].map(() => draw('float32', [1, 3, 1, 4]));
     const { output, logSumExp } = attentionSync(q, k, v, { backend: 'cuda', returnLogSumExp: true });
     const onDevice = output.toSync('cuda');
-    expectThrow(() => attentionBackwardSync(g, q, k, v, { output: onDevice, logSumExp: logSumExp as Tensor }), 'ERR_ARGUMENT', /^attentionBackward: output is on cuda but q is on cpu/);
+    expectThrow(
+      () => attentionBackwardSync(g, q, k, v, { output: onDevice, logSumExp: logSumExp as Tensor }),
+      'ERR_ARGUMENT',
+      /^attentionBackward: output is on cuda but q is on cpu/,
+    );
     onDevice.dispose();
   });
 
@@ -87,8 +107,16 @@ describe.skipIf(!hasCuda())('cuda, attentionBackward', () => {
   it.each(TYPES)('keeps what is masked out of the gradients, whatever its numbers are: %s', (type) => {
     const [q, g] = [0, 1].map(() => draw(type, [1, 40, 2, 32]));
     const [k, v] = [0, 1].map(() => draw(type, [1, 50, 2, 32]));
-    const mask = new Tensor('uint8', Uint8Array.from({ length: 40 * 50 }, (_, i) => (i % 50 === 7 || i < 50 ? 0 : 1)), [1, 1, 40, 50]);
-    const { output, logSumExp } = attentionSync(q, k, v, { mask, backend: 'reference', returnLogSumExp: true });
+    const mask = new Tensor(
+      'uint8',
+      Uint8Array.from({ length: 40 * 50 }, (_, i) => (i % 50 === 7 || i < 50 ? 0 : 1)),
+      [1, 1, 40, 50],
+    );
+    const { output, logSumExp } = attentionSync(q, k, v, {
+      mask,
+      backend: 'reference',
+      returnLogSumExp: true,
+    });
     const options = { mask, output, logSumExp: logSumExp as Tensor, backend: 'cuda' } as const;
     const clean = attentionBackwardSync(g, q, k, v, options);
     // Key 7, which nobody sees, and query 0, which sees nothing.
@@ -98,13 +126,21 @@ describe.skipIf(!hasCuda())('cuda, attentionBackward', () => {
       return new Tensor(t.type, encodeFloats(values, t.type) as DTypeArrays[T], t.dims);
     };
     for (const value of [Number.NaN, Number.POSITIVE_INFINITY]) {
-      const spoiled = attentionBackwardSync(spoil(g, 0, value), spoil(q, 0, value), spoil(k, 7, value), spoil(v, 7, value), options);
+      const spoiled = attentionBackwardSync(
+        spoil(g, 0, value),
+        spoil(q, 0, value),
+        spoil(k, 7, value),
+        spoil(v, 7, value),
+        options,
+      );
       for (const name of ['query', 'key', 'value'] as const) {
         expect(numbers(spoiled[name]).every(Number.isFinite), name).toBe(true);
         // Other factors take part in the careful sums, in another order of rounding.
         const [x, y] = [numbers(spoiled[name]), numbers(clean[name])];
         const norm = Math.hypot(...y);
-        expect(Math.hypot(...x.map((a, i) => a - y[i])) / norm).toBeLessThan(type === 'float32' ? 1e-6 : 4e-3);
+        expect(Math.hypot(...x.map((a, i) => a - y[i])) / norm).toBeLessThan(
+          type === 'float32' ? 1e-6 : 4e-3,
+        );
       }
     }
   });
@@ -116,10 +152,55 @@ describe.skipIf(!hasCuda())('cuda, attentionBackward', () => {
     const broken = new Tensor(type, encodeFloats(values, type) as DTypeArrays[FloatType], k.dims);
     const forward = { causal: true, backend: 'cuda' } as const;
     const { output, logSumExp } = attentionSync(q, broken, v, { ...forward, returnLogSumExp: true });
-    const grads = attentionBackwardSync(g, q, broken, v, { ...forward, output, logSumExp: logSumExp as Tensor });
+    const grads = attentionBackwardSync(g, q, broken, v, {
+      ...forward,
+      output,
+      logSumExp: logSumExp as Tensor,
+    });
     const query = numbers(grads.query);
     expect(query.map((x) => (Number.isNaN(x) ? 1 : 0))).toEqual(
       Float32Array.from({ length: 640 }, (_, i) => (i >= 320 ? 1 : 0)),
     );
+  });
+});
+
+describe.skipIf(!hasCuda())('cuda, factorizedAttentionBackward', () => {
+  it.each(TYPES)('computes on the device with the bits of host tensors: %s', async (type) => {
+    const before = cudaMemory();
+    const [q, g] = [0, 1].map(() => draw(type, [2, 3, 5, 4, 16]));
+    const [k, v] = [0, 1].map(() => draw(type, [2, 3, 5, 2, 16]));
+    const [cq, cg] = [0, 1].map(() => draw(type, [2, 1, 4, 16]));
+    const [ck, cv] = [0, 1].map(() => draw(type, [2, 1, 2, 16]));
+    const shared = { axis: 'space', sinks: random.normals(4) } as const;
+    const classToken = { mode: 'time-skip-space-mean', query: cq, key: ck, value: cv } as const;
+    const forward = { ...shared, classToken, returnLogSumExp: true, backend: 'reference' } as const;
+    const { output, logSumExp } = factorizedAttentionSync(q, k, v, forward);
+    const saved = { output, logSumExp: logSumExp as Tensor, gradClassToken: cg };
+    const host = { ...shared, classToken, ...saved, backend: 'cuda' } as const;
+    const expected = factorizedAttentionBackwardSync(g, q, k, v, host);
+
+    const all = [g, q, k, v, cq, ck, cv, output, saved.logSumExp, cg];
+    const moved = await Promise.all(all.map((t) => t.to('cuda')));
+    const [dg, dq, dk, dv, dcq, dck, dcv, dOutput, dLogSumExp, dcg] = moved;
+    const actual = await factorizedAttentionBackward(dg, dq, dk, dv, {
+      ...shared,
+      classToken: { mode: 'time-skip-space-mean', query: dcq, key: dck, value: dcv },
+      output: dOutput,
+      logSumExp: dLogSumExp,
+      gradClassToken: dcg,
+    });
+    for (const name of ['query', 'key', 'value'] as const) {
+      for (const [a, e] of [
+        [actual[name], expected[name]],
+        [actual.classToken![name], expected.classToken![name]],
+      ]) {
+        expect(a.location).toBe('cuda');
+        const back: Tensor = await a.to('cpu');
+        expect(bytes(back).equals(bytes(e)), name).toBe(true);
+        a.dispose();
+      }
+    }
+    for (const t of moved) t.dispose();
+    expect(cudaMemory().live).toBe(before.live);
   });
 });

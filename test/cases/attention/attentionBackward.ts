@@ -84,7 +84,11 @@ const HALF: AttentionShape[] = [
     blockIds: true,
   },
 ].flatMap((s) =>
-  (['bfloat16', 'float16'] as const).map((type) => ({ ...(s as AttentionShape), name: `half ${s.name}`, type })),
+  (['bfloat16', 'float16'] as const).map((type) => ({
+    ...(s as AttentionShape),
+    name: `half ${s.name}`,
+    type,
+  })),
 );
 
 const extra: AttentionShape[] = [
