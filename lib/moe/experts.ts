@@ -1,4 +1,6 @@
-import type { Addon } from '../backend.ts';
+import { type Addon, backendOf, resolveBackend } from '../backend.ts';
+import { runAsync, runSync } from '../checkpoint/steps.ts';
+import { type Location, placeOf } from '../device.ts';
 import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { outputTensor, WEIGHT_CODE, weightOptions } from '../gemm/linear.ts';
@@ -17,7 +19,8 @@ import {
 import { ACTIVATIONS, type Activation } from '../reference/gemm/activation.ts';
 import type { WeightType } from '../reference/gemm/quantize.ts';
 import { expertsForwardReference, type ReferenceBank } from '../reference/moe/expertsForward.ts';
-import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, Tensor, type TensorLike } from '../tensor.ts';
+import { copyExperts, type DeviceBank } from './deviceExperts.ts';
 import type { ExpertData } from './expertReader.ts';
 import {
   type BankShape,
@@ -59,7 +62,13 @@ export interface PackExpertsOptions extends RoundingOptions {
   scales?: ExpertScales;
 }
 
-/** Packed weights of a layer's experts; made by {@link packExperts}. */
+/** What a copy on another backend is made from. */
+type BankSettings = Pick<PackExpertsOptions, 'activation' | 'alpha' | 'limit' | 'symmetric' | 'search'>;
+
+/**
+ * Packed weights of a layer's experts; made by {@link packExperts}. On backend cuda they live on the device, and take and
+ * give tensors there as well as on the host.
+ */
 export class ExpertWeights extends Handle<ReferenceBank> {
   readonly experts: number;
   readonly hiddenSize: number;
@@ -70,14 +79,17 @@ export class ExpertWeights extends Handle<ReferenceBank> {
   bytes = 0;
   /** @internal How weights are rounded when they are packed. */
   readonly rounding: ReturnType<typeof roundingOf> & { meanSquares: (Float32Array | null)[] };
+  private readonly gated: boolean;
+  private readonly settings: BankSettings;
 
-  /** @internal */
+  /** @internal `device`: for backend cuda, the experts that are there. */
   constructor(
     shape: BankShape,
     options: PackExpertsOptions,
     type: WeightType,
     group: number,
     backend: OpOptions['backend'],
+    device?: DeviceBank,
   ) {
     const activation = optionChoice(options.activation, ACTIVATIONS, 'silu', 'activation');
     const alpha = optionNumber(options.alpha, -Infinity, 1.702, 'alpha');
@@ -94,6 +106,7 @@ export class ExpertWeights extends Handle<ReferenceBank> {
       'the expert weights',
       backend,
       (addon) =>
+        device ??
         (addon['createBank'] as unknown as (...args: unknown[]) => object)(
           WEIGHT_CODE[type],
           ACTIVATIONS.indexOf(activation),
@@ -106,6 +119,7 @@ export class ExpertWeights extends Handle<ReferenceBank> {
           group,
         ),
       () => ({ activation, alpha, limit, hidden, intermediate, experts: new Array(experts) }),
+      device !== undefined,
     );
     this.rounding = rounding;
     this.experts = experts;
@@ -113,6 +127,76 @@ export class ExpertWeights extends Handle<ReferenceBank> {
     this.intermediateSize = intermediate;
     this.type = type;
     this.groupSize = group;
+    this.gated = gated;
+    this.settings = { activation, alpha, limit, symmetric: rounding.symmetric, search: rounding.search };
+    if (device !== undefined) this.bytes = device.data.byteLength;
+  }
+
+  /** Where the weights are. */
+  get location(): Location {
+    return this.backend === 'cuda' ? 'cuda' : 'cpu';
+  }
+
+  /**
+   * A copy on the device, for tensors there; these weights stay as they are. The device's memory counts as that of
+   * tensors (`cudaMemory`) and is freed by `dispose()` of the copy.
+   * @returns the copy, or these weights when they are there
+   * @throws HeddleError `ERR_BACKEND` for weights of backend reference, for `'cpu'` when they are on the device, and where
+   *   CUDA cannot run; `ERR_MEMORY`, `ERR_DISPOSED`, `ERR_ABORTED`
+   */
+  async to(
+    location: Location,
+    options: Pick<AsyncOpOptions, 'threads' | 'signal'> = {},
+  ): Promise<ExpertWeights> {
+    if (location === this.location) return this;
+    return this.onDevice(await runAsync(this.copy(location, options)));
+  }
+
+  /** {@link to} on the calling thread. */
+  toSync(location: Location, options: Pick<OpOptions, 'threads'> = {}): ExpertWeights {
+    if (location === this.location) return this;
+    return this.onDevice(runSync(this.copy(location, options)));
+  }
+
+  private copy(location: Location, options: Pick<AsyncOpOptions, 'threads' | 'signal'>) {
+    if (location !== 'cpu' && location !== 'cuda') {
+      throw new HeddleError('ERR_OPTION', `location must be 'cpu' or 'cuda', got '${String(location)}'`);
+    }
+    if (this.backend !== 'cpu') {
+      throw new HeddleError(
+        'ERR_BACKEND',
+        `the expert weights were packed for backend ${this.backend}: only those of backend cpu can be copied, to cuda`,
+      );
+    }
+    const addon = this.addon as Addon;
+    const bytes = (addon['expertImageBytes'] as unknown as (h: object) => number)(this.use(undefined));
+    return copyExperts(() => this.use(undefined), this.experts, bytes, options);
+  }
+
+  private onDevice(data: DeviceBank['data']): ExpertWeights {
+    const {
+      experts,
+      hiddenSize: hidden,
+      intermediateSize: intermediate,
+      gated,
+      settings,
+      type,
+      groupSize,
+    } = this;
+    const numbers = Float64Array.of(
+      WEIGHT_CODE[type],
+      ACTIVATIONS.indexOf(settings.activation as Activation),
+      settings.alpha as number,
+      settings.limit as number,
+      Number(gated),
+      Number(settings.symmetric === false),
+      groupSize,
+      experts,
+      hidden,
+      intermediate,
+    );
+    const shape = { experts, hidden, intermediate, gated };
+    return new ExpertWeights(shape, settings, type, groupSize, 'cuda', { data, numbers });
   }
 
   /** @internal */
@@ -146,7 +230,8 @@ export class ExpertWeights extends Handle<ReferenceBank> {
   }
 
   protected override release(addon: Addon, data: object): void {
-    (addon['releaseBank'] as unknown as (h: object) => void)(data);
+    if (this.backend === 'cuda') (data as DeviceBank).data.release();
+    else (addon['releaseBank'] as unknown as (h: object) => void)(data);
   }
 }
 
@@ -174,8 +259,10 @@ function preparePack(sources: ExpertSources, options: (PackExpertsOptions & OpOp
   if (hidden === 0 || intermediate === 0)
     throw new HeddleError('ERR_SHAPE', `experts of size ${hidden} x ${intermediate} have no weights`);
   const [type, group] = expertWeightOptions(o, l.source, hidden, intermediate);
-  const weights = new ExpertWeights(l.shape, o, type, group, o.backend);
-  return { weights, ...packCall(weights, l, o, sources, 0) };
+  // For the device they are packed on the host, and copied there.
+  const toDevice = backendOf(resolveBackend(o.backend)) === 'cuda';
+  const weights = new ExpertWeights(l.shape, o, type, group, toDevice ? 'cpu' : o.backend);
+  return { weights, toDevice, ...packCall(weights, l, o, sources, 0) };
 }
 
 /** @internal Type and group of packed experts; MXFP4 sources stay MXFP4 unless told otherwise. */
@@ -233,7 +320,8 @@ export function preparePackInto(
 }
 
 /**
- * Packs the experts of a layer once for many forwards. The sources are not kept.
+ * Packs the experts of a layer once for many forwards. The sources are not kept. With `backend: 'cuda'` they are packed on
+ * the host and copied to the device, as `weights.to('cuda')` does.
  *
  * @param sources weights as the checkpoint stores them, float32, bfloat16, float16 or float8_e4m3
  * @throws HeddleError `ERR_SHAPE` when expert shapes do not fit each other, `ERR_DTYPE`, `ERR_OPTION` (for example
@@ -244,10 +332,15 @@ export async function packExperts(
   sources: ExpertSources,
   options?: PackExpertsOptions & AsyncOpOptions,
 ): Promise<ExpertWeights> {
-  const { weights, args, op } = preparePack(sources, options);
+  const { weights, toDevice, args, op } = preparePack(sources, options);
   await call(op, args, { ...options, backend: weights.backend });
   weights.account();
-  return weights;
+  if (!toDevice) return weights;
+  try {
+    return await weights.to('cuda', { threads: options?.threads, signal: options?.signal });
+  } finally {
+    weights.dispose();
+  }
 }
 
 /** {@link packExperts} on the calling thread. */
@@ -255,10 +348,15 @@ export function packExpertsSync(
   sources: ExpertSources,
   options?: PackExpertsOptions & OpOptions,
 ): ExpertWeights {
-  const { weights, args, op } = preparePack(sources, options);
+  const { weights, toDevice, args, op } = preparePack(sources, options);
   callSync(op, args, { ...options, backend: weights.backend });
   weights.account();
-  return weights;
+  if (!toDevice) return weights;
+  try {
+    return weights.toSync('cuda', { threads: options?.threads });
+  } finally {
+    weights.dispose();
+  }
 }
 
 export interface ExpertsForwardOptions {
@@ -288,6 +386,13 @@ export const forwardOp: Op = {
   invalid: (index, args) => routeIdError(index, args[6] as number, args[7] as Int32Array),
 };
 
+/** Two arguments for each bank instead of one, and no routes' outputs. */
+const deviceForwardOp: Op = {
+  name: 'expertsForward',
+  reference: () => -3,
+  invalid: (index, args) => routeIdError(index, args[8] as number, args[9] as Int32Array),
+};
+
 /** @internal Checks a forward's arguments; the op's last argument, the routes' outputs, is left out. */
 export function prepareForward(
   x: TensorLike,
@@ -298,7 +403,7 @@ export function prepareForward(
   checkOptions(options, FORWARD_OPTIONS, 'expertsForward');
   if (!(weights instanceof ExpertWeights))
     throw new HeddleError('ERR_ARGUMENT', 'weights: expected ExpertWeights from packExperts');
-  const input = asTensor(x, 'x', FLOAT_TYPES, 2);
+  const input = asTensor(x, 'x', FLOAT_TYPES, 2, 'device');
   const [tokens, d] = input.dims;
   if (d !== weights.hiddenSize) {
     throw new HeddleError(
@@ -306,7 +411,7 @@ export function prepareForward(
       `x: expected [tokens, ${weights.hiddenSize}], got [${input.dims.join(', ')}]`,
     );
   }
-  const { indices, weights: routeWeights, k } = checkRouting(routing, tokens);
+  const { indices, weights: routeWeights, k } = checkRouting(routing, tokens, 'device');
   const shared = options?.shared;
   if (shared !== undefined) {
     if (!(shared instanceof ExpertWeights))
@@ -321,14 +426,33 @@ export function prepareForward(
   let gate: Tensor<'float32'> | null = null;
   if (options?.sharedGate !== undefined) {
     if (shared === undefined) throw new HeddleError('ERR_OPTION', 'sharedGate needs shared');
-    gate = asTensor(options.sharedGate, 'sharedGate', ['float32'], 1);
+    gate = asTensor(options.sharedGate, 'sharedGate', ['float32'], 1, 'device');
     if (gate.dims[0] !== tokens)
       throw new HeddleError('ERR_SHAPE', `sharedGate: expected [${tokens}], got [${gate.dims[0]}]`);
   }
-  const out = outputTensor(options?.out, options?.outType, [tokens, d], [input, indices, routeWeights]);
-  const args = [
-    weights.use(options?.backend),
-    shared === undefined ? null : shared.use(weights.backend),
+  const place = placeOf('expertsForward', options, {
+    x: input,
+    'routing.indices': indices,
+    'routing.weights': routeWeights,
+    sharedGate: gate,
+    out: options?.out instanceof Tensor ? options.out : null,
+  });
+  const bank = weights.use(options?.backend);
+  if (place === 'cuda' && weights.backend !== 'cuda') {
+    throw new HeddleError(
+      'ERR_BACKEND',
+      `expertsForward: x is on cuda but weights were packed for backend ${weights.backend}; use await weights.to('cuda')`,
+    );
+  }
+  const sharedBank = shared === undefined ? null : shared.use(weights.backend);
+  const out = outputTensor(
+    options?.out,
+    options?.outType,
+    [tokens, d],
+    [input, indices, routeWeights],
+    place,
+  );
+  const rest = [
     gate === null ? null : gate.data,
     input.data,
     DTYPE_CODE[input.type],
@@ -339,13 +463,23 @@ export function prepareForward(
     out.data,
     DTYPE_CODE[out.type],
   ];
-  return { out, args };
+  if (weights.backend === 'cuda') {
+    const parts = (b: object | null) => {
+      const { data, numbers } = (b ?? { data: null, numbers: null }) as DeviceBank;
+      return [data, numbers];
+    };
+    return { op: deviceForwardOp, out, args: [...parts(bank), ...parts(sharedBank), ...rest] };
+  }
+  const args = [bank, sharedBank, ...rest];
+  return { op: forwardOp, out, args };
 }
 
 /**
  * Runs tokens through their experts: dispatch, gate and up with the activation, down, weighted combine, shared
  * experts. Fixed orders of summation make a token's result bitwise the same alone, in any batch, in any order of the
  * batch, on any threads. Integer weight types quantise activations to int8 (see native/moe/experts.h).
+ *
+ * With weights on backend cuda the tensors may all be on the device, and so is then the result.
  *
  * @param x `[tokens, hidden]` float32, bfloat16 or float16
  * @param routing indices int32 and weights float32 `[tokens, k]`, as `routeTopK` returns; an id of -1 contributes 0
@@ -359,8 +493,8 @@ export async function expertsForward(
   weights: ExpertWeights,
   options?: ExpertsForwardOptions & AsyncOpOptions,
 ): Promise<Tensor<FloatType>> {
-  const { out, args } = prepareForward(x, routing, weights, options);
-  await call(forwardOp, args, { ...options, backend: weights.backend });
+  const { op, out, args } = prepareForward(x, routing, weights, options);
+  await call(op, args, { ...options, backend: weights.backend });
   return out;
 }
 
@@ -371,7 +505,7 @@ export function expertsForwardSync(
   weights: ExpertWeights,
   options?: ExpertsForwardOptions & OpOptions,
 ): Tensor<FloatType> {
-  const { out, args } = prepareForward(x, routing, weights, options);
-  callSync(forwardOp, args, { ...options, backend: weights.backend });
+  const { op, out, args } = prepareForward(x, routing, weights, options);
+  callSync(op, args, { ...options, backend: weights.backend });
   return out;
 }
