@@ -124,7 +124,7 @@ __device__ __forceinline__ void multiply_step(typename K::Sum (&sums)[M][N][4], 
     uint32_t w[M][2][4];
 #pragma unroll
     for (int m = 0; m < M; ++m) load_weights<K>(w[m], stage + (tile + m) * K::kCodeBytes, lane);
-    float scale[M][2][2], offset[M][2][2];  // by group and half of the tile
+    float scale[M][2][2];  // by group and half of the tile
     if constexpr (K::kGroups > 0) {
 #pragma unroll
       for (int i = 0; i < M * K::kGroups * 2; ++i) {
@@ -134,10 +134,6 @@ __device__ __forceinline__ void multiply_step(typename K::Sum (&sums)[M][N][4], 
         } else {
           const float s = reinterpret_cast<const float*>(stage + Stage::kScales)[at];
           scale[m][group][i % 2] = K::kFourBits ? s * 0.0625f : s;
-        }
-        if constexpr (K::kType == PackType::kInt4) {
-          const int point = points ? reinterpret_cast<const uint8_t*>(stage + Stage::kPoints)[at] : 8;
-          offset[m][group][i % 2] = static_cast<float>(16 * (8 - point));
         }
       }
     }
@@ -188,10 +184,21 @@ __device__ __forceinline__ void multiply_step(typename K::Sum (&sums)[M][N][4], 
               int32_t part[4] = {kMagicBits, kMagicBits, kMagicBits, kMagicBits};
               if (!K::kSmall || group == 0) mma_s8(part, w[m][0], low);
               if (!K::kSmall || group == 1) mma_s8(part, w[m][1], high);
+              float value[4];
+#pragma unroll
+              for (int e = 0; e < 4; ++e) value[e] = __int_as_float(part[e]) - kMagic;
+              if constexpr (K::kType == PackType::kInt4) {
+                if (points) {  // read here, not kept: registers are what the common case lacks
+                  const char* at = stage + Stage::kPoints + ((tile + m) * K::kGroups + group) * 16 + g;
+#pragma unroll
+                  for (int e = 0; e < 4; ++e) {
+                    value[e] = fmaf(static_cast<float>(16 * (8 - at[e / 2 * 8])), xsum[group][e % 2], value[e]);
+                  }
+                }
+              }
 #pragma unroll
               for (int e = 0; e < 4; ++e) {
-                float v = __int_as_float(part[e]) - kMagic;
-                if constexpr (K::kType == PackType::kInt4) v = fmaf(offset[m][group][e / 2], xsum[group][e % 2], v);
+                const float v = value[e];
                 sums[m][n][e] = fmaf(v * xs[group][e % 2], scale[m][group][e / 2], sums[m][n][e]);
               }
             }

@@ -16,9 +16,10 @@ struct ProductShape {
 // Few rows: four warps with a tile each; five stages on their way in six blocks a multiprocessor are 140 KB in flight.
 using FewRows = ProductShape<4, 1, 1, 1, 6, 6>;
 using SomeRows = ProductShape<4, 1, 2, 4, 4, 3>;
-// 64 outputs x 64 rows a warp: 128 bytes of shared memory for each m16n8k16, where 32 x 64 would need 192.
-template <int Stages>
-using ManyRows = ProductShape<2, 2, 4, 8, Stages, 2>;
+// 64 outputs x 64 rows a warp: 128 bytes of shared memory for each m16n8k16, where 32 x 64 would need 192. Types with scales
+// inside k are bound by scaling their sums and by registers: 64 x 32, and one block of twice the warps.
+template <class K>
+using ManyRows = std::conditional_t<(K::kGroups > 0), ProductShape<2, 4, 4, 4, 4, 1>, ProductShape<2, 2, 4, 8, 4, 2>>;
 
 template <class K, class S>
 constexpr int product_shared() {
@@ -49,7 +50,7 @@ __device__ __forceinline__ ProductTile find_tile(const ExpertProduct& p, int64_t
   return t;
 }
 
-// Step s of a tile to one stage, in the background.
+// Step s of a tile to one stage, in the background. Unrolled, the addresses of all chunks stay in registers.
 template <class K, class S>
 __device__ __forceinline__ void load_stage(const ExpertProduct& p, const char* expert, int64_t outputs, const int32_t* row_of,
                                            int64_t s, char* stage) {
@@ -57,7 +58,7 @@ __device__ __forceinline__ void load_stage(const ExpertProduct& p, const char* e
   // `count` 16-byte chunks for each tile of outputs, whose bytes stand at from + tile * pitch.
   auto tiles = [&](auto count, char* to, const char* from, int64_t pitch) {
     constexpr int kCount = decltype(count)::value;
-#pragma unroll
+#pragma unroll (K::kGroups > 0 ? 1 : 8)
     for (int c = static_cast<int>(threadIdx.x); c < S::kTiles * kCount; c += S::kThreads) {
       const bool exists = outputs + c / kCount < p.matrix.tiles;
       const int64_t tile = exists ? outputs + c / kCount : 0;
@@ -68,7 +69,7 @@ __device__ __forceinline__ void load_stage(const ExpertProduct& p, const char* e
         p.matrix.steps * K::kCodeBytes);
   if constexpr (K::kGroups > 0) {
     constexpr int kUnit = K::kScaleBytes / K::kGroups;
-    const int64_t group = s * K::kStep / p.group;
+    const int64_t group = K::kFloat8 ? s / 4 : K::kSmall ? s * 2 : p.group == 128 ? s / 2 : s;
     tiles(std::integral_constant<int, K::kScaleBytes / 16>{}, stage + Stage::kScales, expert + p.matrix.scales + group * kUnit,
           p.matrix.groups * kUnit);
     if constexpr (K::kPointBytes > 0) {
@@ -79,7 +80,7 @@ __device__ __forceinline__ void load_stage(const ExpertProduct& p, const char* e
     }
   }
   constexpr int kChunks = K::kRowBytes / 16;
-#pragma unroll
+#pragma unroll (K::kGroups > 0 ? 1 : 8)
   for (int c = static_cast<int>(threadIdx.x); c < S::kRows * kChunks; c += S::kThreads) {
     const int row = c / kChunks, chunk = c % kChunks;
     const int32_t from = row_of[row];
@@ -235,7 +236,7 @@ ExpertOps make_expert_ops() {
             switch (shape) {
               case BlockShape::kFew: return launch_product<K, FewRows>(p, job);
               case BlockShape::kSome: return launch_product<K, SomeRows>(p, job);
-              default: return launch_product<K, ManyRows<K::kFloat8 ? 3 : 4>>(p, job);
+              default: return launch_product<K, ManyRows<K>>(p, job);
             }
           }};
 }
