@@ -1,12 +1,12 @@
 // expertsForward on the device; definition and precision in experts.h, the weights' layout in experts_device.h.
 //
-// Steps: plan_dispatch sorts the routes by expert; a list of row tiles; x to operands (skipped where x is bf16 already);
-// gate and up with the activation; h to operands where it is quantised; down; the weighted sum per token in slot order. A
-// product is a list of (expert, rows, outputs) that as many blocks as fit work through. Weights are the operand A of the
-// matrix instructions and rows the operand B, so that a block can take 8 rows (decode: the weights are streamed once, four
-// tiles of 16 outputs in a block) or 128 (prefill) with the same instructions in the same order of k: a token's result
-// does not depend on the path. Weights go through shared memory in the order of the lanes, without bank conflicts, and are
-// widened in registers.
+// Steps: plan_dispatch sorts the routes by expert and a kernel lists the row tiles (few routes: one kernel for both); x to
+// operands (skipped where x is bf16 already); gate and up with the activation; h to operands where it is quantised; down;
+// the weighted sum per token in slot order. A product is a list of (expert, rows, outputs) that as many blocks as fit work
+// through. Weights are the operand A of the matrix instructions and rows the operand B, so that a block can take 8 rows
+// (decode: the weights are streamed once, four tiles of 16 outputs in a block) or 128 (prefill) with the same instructions
+// in the same order of k: a token's result does not depend on the path. Weights go through shared memory in the order of
+// the lanes, without bank conflicts, and are widened in registers.
 //
 // Precision, as on the CPU: float32 is fused multiply-adds in fp32. float8: x and h are split into three bf16 whose sum is
 // exact, times the codes, which bf16 holds exactly. bfloat16: x and h are rounded to bf16. Integer types: x and h are
@@ -36,13 +36,8 @@ struct TileList {
   int32_t* tile_expert;
 };
 
-// One block.
-__global__ void __launch_bounds__(kThreads) tiles_kernel(TileList l) {
-  __shared__ int32_t words[kThreads / kWarp];
-  if (l.all >= 0) {
-    if (threadIdx.x < 2) l.offsets[threadIdx.x] = threadIdx.x == 0 ? 0 : l.all;
-    __syncthreads();
-  }
+// first_tile and tile_expert, by one block.
+__device__ __forceinline__ void list_tiles(const TileList& l, int32_t* words) {
   int32_t before = 0;
   for (int32_t begin = 0; begin < l.experts; begin += kThreads) {
     const int32_t e = begin + static_cast<int32_t>(threadIdx.x);
@@ -62,6 +57,60 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(TileList l) {
       else high = middle;
     }
     l.tile_expert[i] = low;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) tiles_kernel(TileList l) {
+  __shared__ int32_t words[kThreads / kWarp];
+  if (l.all >= 0) {
+    if (threadIdx.x < 2) l.offsets[threadIdx.x] = threadIdx.x == 0 ? 0 : l.all;
+    __syncthreads();
+  }
+  list_tiles(l, words);
+}
+
+// Decode: what plan_dispatch and tiles_kernel do, for few routes in one block. Launches are what would take the time.
+constexpr int64_t kSmallRoutes = 1024, kSmallExperts = 8192;
+
+__global__ void __launch_bounds__(kThreads) small_plan_kernel(PlanDispatchArgs a, TileList l, unsigned long long* bad) {
+  HEDDLE_DYNAMIC_SHARED(int32_t, next);  // routes of each expert, then the place of its next one
+  __shared__ int32_t words[kThreads / kWarp];
+  const int32_t routes = static_cast<int32_t>(a.tokens) * a.k;
+  for (int32_t e = static_cast<int32_t>(threadIdx.x); e < a.experts; e += kThreads) next[e] = 0;
+  __syncthreads();
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < routes; i += kThreads) {
+    const int32_t e = a.indices[i];
+    if (e < -1 || e >= a.experts) report_bad_value(bad, i);
+    else if (e >= 0) atomicAdd(&next[e], 1);
+  }
+  __syncthreads();
+  int32_t before = 0;
+  for (int32_t begin = 0; begin < a.experts; begin += kThreads) {
+    const int32_t e = begin + static_cast<int32_t>(threadIdx.x);
+    const int32_t n = e < a.experts ? next[e] : 0;
+    int32_t total;
+    const int32_t through = block_scan<kThreads>(n, words, &total);
+    if (e < a.experts) next[e] = a.offsets[e] = before + through - n;
+    before += total;
+  }
+  if (threadIdx.x == 0) a.offsets[a.experts] = before;
+  __syncthreads();
+  list_tiles(l, words);
+  if (threadIdx.x >= kWarp) return;
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int32_t base = 0; base < routes; base += kWarp) {
+    const int32_t i = base + lane;
+    int32_t e = i < routes ? a.indices[i] : -1;
+    if (e >= a.experts) e = -1;
+    const unsigned peers = __match_any_sync(kFullMask, e);
+    const int32_t earlier = __popc(peers & ((1u << lane) - 1u));
+    const int32_t at = e >= 0 ? next[e] + earlier : -1;
+    __syncwarp();
+    if (e >= 0 && earlier == 0) next[e] = at + __popc(peers);
+    __syncwarp();
+    if (i >= routes) continue;
+    a.inverse[i] = at;
+    if (at >= 0) a.order[at] = i;
   }
 }
 
@@ -124,9 +173,9 @@ struct OperandRows {
 };
 
 struct Routes {
-  int32_t* order = nullptr;  // null: every token once, to expert 0
-  int32_t* offsets = nullptr;
   int64_t rows = 0;  // at most
+  int32_t* offsets = nullptr;
+  PlanDispatchArgs plan;  // without `order`: every token once, to expert 0
 };
 
 bool is_floating(PackType t) { return t == PackType::kFloat32 || t == PackType::kBFloat16 || t == PackType::kFloat8; }
@@ -157,25 +206,36 @@ class BankRun {
     const int32_t block_rows = kBlockRows[static_cast<int>(shape)];
     ExpertProduct p{};
     p.most_tiles = routes.rows / block_rows + busy;
+    const PlanDispatchArgs& plan = routes.plan;
     const TileList tiles{routes.offsets, static_cast<int32_t>(experts), block_rows,
-                         routes.order ? -1 : static_cast<int32_t>(routes.rows), job.scratch<int32_t>(experts + 1),
+                         plan.order ? -1 : static_cast<int32_t>(routes.rows), job.scratch<int32_t>(experts + 1),
                          job.scratch<int32_t>(p.most_tiles)};
     const bool direct = is_floating(bank.type);  // h is written as the operand
     const int64_t row_bytes = direct ? image.down.steps * kImageRowBytes[static_cast<int>(bank.type)] : image.padded * 4;
     char* h = job.scratch<char>(routes.rows * row_bytes);
     *y = job.scratch<float>(routes.rows * pitch());
     if (job.no_memory) return kNoMemory;
-    HEDDLE_LAUNCH(tiles_kernel, dim3(1), dim3(kThreads), 0, job.stream, tiles);
+    int64_t status = kOk;
+    if (plan.order && routes.rows <= kSmallRoutes && experts <= kSmallExperts) {
+      unsigned long long* bad = job.status();
+      if (!bad) return kNoMemory;
+      HEDDLE_LAUNCH(small_plan_kernel, dim3(1), dim3(kThreads), experts * 4, job.stream, plan, tiles, bad);
+      status = job.launched();
+    } else {
+      if (plan.order) status = heddle_cuda_plan_dispatch(&plan, &job);
+      HEDDLE_LAUNCH(tiles_kernel, dim3(1), dim3(kThreads), 0, job.stream, tiles);
+    }
+    if (status != kOk) return status;
 
     p.bank = bank.data, p.expert_bytes = image.bytes, p.matrix = image.up, p.group = group;
     p.experts = static_cast<int32_t>(experts), p.points = bank.points;
     p.rows = x.data, p.row_bytes = x.row_bytes, p.row_scale = x.scale;
-    p.order = routes.order, p.routes_per_row = static_cast<int32_t>(a.k);
+    p.order = plan.order, p.routes_per_row = static_cast<int32_t>(a.k);
     p.offsets = routes.offsets, p.first_tile = tiles.first_tile, p.tile_expert = tiles.tile_expert;
     p.is_up = 1, p.gated = bank.gated;
     p.activation = bank.activation, p.alpha = bank.alpha, p.limit = bank.limit;
     p.out = h, p.out_pitch = bank.type == PackType::kFloat8 ? row_bytes : image.padded, p.columns = bank.intermediate;
-    int64_t status = ops.product(shape, p, job);
+    status = ops.product(shape, p, job);
     if (status != kOk) return status;
 
     OperandRows down{h, nullptr, row_bytes};
@@ -223,21 +283,18 @@ HEDDLE_CUDA_OP(experts_forward, ExpertsDeviceArgs) {
   if (count > 0) {
     Routes routes;
     routes.rows = count;
-    routes.order = job.scratch<int32_t>(count);
     routes.offsets = job.scratch<int32_t>(d.experts + 1);
-    int32_t* inverse = job.scratch<int32_t>(count);
-    PlanDispatchArgs plan;
+    PlanDispatchArgs& plan = routes.plan;
     plan.indices = a.indices, plan.tokens = a.tokens, plan.k = static_cast<int32_t>(a.k);
     plan.experts = plan.global_experts = static_cast<int32_t>(d.experts);
-    plan.order = routes.order, plan.offsets = routes.offsets, plan.inverse = inverse;
-    plan.counts = job.scratch<int32_t>(2);
+    plan.order = job.scratch<int32_t>(count), plan.inverse = job.scratch<int32_t>(count);
+    plan.offsets = routes.offsets, plan.counts = job.scratch<int32_t>(2);
     if (job.no_memory) return kNoMemory;
-    status = heddle_cuda_plan_dispatch(&plan, &job);
-    if (status == kOk) status = routed.prepare_x(&x);
+    status = routed.prepare_x(&x);
     float* y = nullptr;
     if (status == kOk) status = routed.run(routes, x, &y);
     if (status != kOk) return status;
-    c.y = y, c.inverse = inverse, c.pitch = routed.pitch();
+    c.y = y, c.inverse = plan.inverse, c.pitch = routed.pitch();
   }
   if (a.shared.data) {
     const BankRun shared(a, a.shared, job);
