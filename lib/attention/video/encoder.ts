@@ -212,6 +212,13 @@ export class VideoEncoder {
     return yield* VideoEncoder.build('custom', resolved, recordReader(tensors, resolved), options);
   }
 
+  /** Whether attention over time has one projection where the model has two. */
+  private get merged(): boolean {
+    return this.parts.layers.every((l) =>
+      l.steps.every((s) => s.kind === 'mlp' || s.projection === undefined),
+    );
+  }
+
   /** Bytes of packed weights. */
   get bytes(): number {
     return this.parts.matrices.reduce((sum, m) => sum + m.bytes, 0);
@@ -235,7 +242,7 @@ export class VideoEncoder {
     const kept = keptTokens(options.mask, read);
     const rows = layOutRows(c, read.dims[0], time, patches, kept);
     const views = viewsOf(c, rows);
-    const plan = planForward(c, rows, views, blockTokens);
+    const plan = planForward(c, rows, views, blockTokens, this.merged);
     return { read, tables, rows, views, blockTokens, lastLayers, plan };
   }
 

@@ -13,8 +13,8 @@ export interface TokenRows {
 export interface View {
   order: Int32Array;
   offsets: Int32Array;
-  /** Every sequence begins with the class token of its clip, which several sequences share. */
-  sharedClass?: boolean;
+  /** Every sequence begins with the class token of its clip, which several sequences share: `order` with -1 for it. */
+  ownRows?: Int32Array;
 }
 
 /** Rows order[begin, end): whole sequences first to last, or part of one. */
@@ -121,7 +121,10 @@ export function axisView(rows: TokenRows, axis: 'time' | 'space', sharedClass = 
     if (extra && next[g] === start[g]) order[start[g] - 1] = classRow[rows.clip[i]];
     order[next[g]++] = i;
   }
-  return { order, offsets: Int32Array.from(offsets), sharedClass };
+  if (!sharedClass) return { order, offsets: Int32Array.from(offsets) };
+  const ownRows = order.slice();
+  for (let g = 0; g + 1 < offsets.length; g++) ownRows[offsets[g]] = -1;
+  return { order, offsets: Int32Array.from(offsets), ownRows };
 }
 
 /** Runs of whole sequences of about `size` rows; a longer sequence is cut into parts of one block each. */
@@ -150,39 +153,4 @@ export function uniformLength(view: View, block: Block): number {
 export function isRun(order: Int32Array, begin: number, end: number): boolean {
   for (let i = begin + 1; i < end; i++) if (order[i] !== order[i - 1] + 1) return false;
   return true;
-}
-
-/** Copies rows to `out`, in order. */
-export function gatherRows(
-  x: Float32Array,
-  width: number,
-  order: Int32Array,
-  begin: number,
-  end: number,
-  out: Float32Array,
-): void {
-  for (let i = begin; i < end; ) {
-    let stop = i + 1;
-    while (stop < end && order[stop] === order[stop - 1] + 1) stop++;
-    out.set(x.subarray(order[i] * width, (order[i] + stop - i) * width), (i - begin) * width);
-    i = stop;
-  }
-}
-
-/** Copies rows order[begin, end) back; the first row of `from` is order[base]'s. */
-export function scatterRows(
-  from: Float32Array,
-  width: number,
-  order: Int32Array,
-  begin: number,
-  end: number,
-  base: number,
-  x: Float32Array,
-): void {
-  for (let i = begin; i < end; ) {
-    let stop = i + 1;
-    while (stop < end && order[stop] === order[stop - 1] + 1) stop++;
-    x.set(from.subarray((i - base) * width, (stop - base) * width), order[i] * width);
-    i = stop;
-  }
 }
