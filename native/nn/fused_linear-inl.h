@@ -34,7 +34,7 @@ static void fused_pack(const FusedLinearArgs& a, int64_t first_row, int rows, co
 HEDDLE_INLINE vf fused_value(const float* c, const float* bias, LinearActivation activation, int64_t column, int64_t left) {
   vf v = load(c);
   if (bias) v = add(v, load_as<DType::kFloat32>(bias, column, left));
-  return linear_activation(activation, v);
+  return activation == LinearActivation::kNone ? v : linear_activation(activation, v);
 }
 
 // `count` columns of a tile of the hidden product from the panel's first on, activated, zero beyond the matrix. out may
@@ -74,28 +74,41 @@ static void fused_pack_rows(const PackedMatrix& w, Operand kind, float* x, int64
   pack_operand(kind, w, x, stride, rows, out);
 }
 
+// A row of a tile's panel: kWhole when all of its columns exist. The lines of the next panel are asked for meanwhile:
+// rows lie a page or more apart, where no hardware prefetches.
+template <bool kWhole>
+HEDDLE_INLINE void finish_row(const FusedLinearArgs& a, const float* c, int64_t column, int64_t columns, const float* add0,
+                              const float* add1, vf gate, float* out) {
+  HEDDLE_UNROLL(8)
+  for (int i = 0; i < kPanel; i += W) {
+    const int64_t left = kWhole ? W : columns - i;
+    if (left <= 0) break;
+    vf v = fused_value(c + i, a.bias, a.activation, column + i, left);
+    HEDDLE_PREFETCH_WRITE(out + i + kPanel);
+    if (add0) {
+      HEDDLE_PREFETCH(add0 + i + kPanel);
+      v = fma(v, gate, load_as<DType::kFloat32>(add0, i, left));
+    } else {
+      v = mul(v, gate);
+    }
+    if (add1) v = add(v, load_as<DType::kFloat32>(add1, i, left));
+    store_as<DType::kFloat32>(out, i, v, left);
+  }
+}
+
 static void fused_finish(const FusedLinearArgs& a, int64_t first_row, int rows, int64_t panel, const float* c) {
-  const int64_t n = a.weight->columns;
+  const int64_t n = a.weight->columns, column = panel * kPanel, columns = n - column;
   const vf gate = set1(a.gate);
+  const auto table = [&](int t, int64_t r, int64_t to) {
+    return a.add[t] ? a.add[t] + (a.add_index[t] ? a.add_index[t][r] : to) * n + column : nullptr;
+  };
   for (int m = 0; m < rows; ++m) {
     const int64_t r = first_row + m, to = a.to ? a.to[r] : r;
     if (to < 0) continue;
-    const float* add0 = a.add[0] ? a.add[0] + (a.add_index[0] ? a.add_index[0][r] : to) * n : nullptr;
-    const float* add1 = a.add[1] ? a.add[1] + (a.add_index[1] ? a.add_index[1][r] : to) * n : nullptr;
-    float* out = a.out + to * n;
-    for (int i = 0; i < kPanel; i += W) {
-      const int64_t column = panel * kPanel + i, left = n - column;
-      if (left <= 0) break;
-      vf v = fused_value(c + m * kPanel + i, a.bias, a.activation, column, left);
-      if (add0) {
-        HEDDLE_PREFETCH(add0 + column + kPanel);  // of the next panel: these lines lie a row apart
-        v = fma(v, gate, load_as<DType::kFloat32>(add0, column, left));
-      } else {
-        v = mul(v, gate);
-      }
-      if (add1) v = add(v, load_as<DType::kFloat32>(add1, column, left));
-      store_as<DType::kFloat32>(out, column, v, left);
-    }
+    const float *add0 = table(0, r, to), *add1 = table(1, r, to);
+    float* out = a.out + to * n + column;
+    if (columns >= kPanel) finish_row<true>(a, c + m * kPanel, column, columns, add0, add1, gate, out);
+    else finish_row<false>(a, c + m * kPanel, column, columns, add0, add1, gate, out);
   }
 }
 

@@ -38,40 +38,47 @@ export function layOutRows(
 ): TokenRows {
   const perFrame = framesApart(c);
   const cls = c.classToken ? 1 : 0;
-  const all = kept === undefined ? Int32Array.from({ length: frames * patches }, (_, i) => i) : null;
-  const clip: number[] = [];
-  const t: number[] = [];
-  const n: number[] = [];
   const offsets = [0];
+  const count = (b: number) => kept?.[b].length ?? frames * patches;
+  let most = 0;
+  for (let b = 0; b < clips; b++) most += count(b) + cls * (perFrame ? frames : 1);
+  const rows = { clip: new Int32Array(most), t: new Int32Array(most), n: new Int32Array(most) };
+  let at = 0;
   const push = (b: number, time: number, patch: number) => {
-    clip.push(b);
-    t.push(time);
-    n.push(patch);
+    rows.clip[at] = b;
+    rows.t[at] = time;
+    rows.n[at++] = patch;
   };
   for (let b = 0; b < clips; b++) {
-    let tokens = Array.from(all ?? (kept as readonly Int32Array[])[b]);
-    if (c.tokenOrder === 'patches') {
-      tokens = tokens.sort((x, y) => (x % patches) - (y % patches) || x - y);
-    }
+    const tokens = kept === undefined ? undefined : ordered(c, kept[b], patches);
     let open = -1;
     if (!perFrame && cls) push(b, -1, -1);
-    for (const token of tokens) {
-      const time = Math.floor(token / patches);
+    for (let i = 0; i < count(b); i++) {
+      let [time, patch] = [Math.floor(i / patches), i % patches];
+      if (tokens !== undefined) [time, patch] = [Math.floor(tokens[i] / patches), tokens[i] % patches];
+      else if (c.tokenOrder === 'patches') [time, patch] = [i % frames, Math.floor(i / frames)];
       if (perFrame && time !== open) {
-        if (open >= 0) offsets.push(clip.length);
+        if (open >= 0) offsets.push(at);
         open = time;
         if (cls) push(b, -1, -1);
       }
-      push(b, time, token % patches);
+      push(b, time, patch);
     }
-    if (!perFrame || open >= 0) offsets.push(clip.length);
+    if (!perFrame || open >= 0) offsets.push(at);
   }
+  const { clip, t, n } = rows;
   return {
-    clip: Int32Array.from(clip),
-    t: Int32Array.from(t),
-    n: Int32Array.from(n),
+    clip: clip.subarray(0, at),
+    t: t.subarray(0, at),
+    n: n.subarray(0, at),
     offsets: Int32Array.from(offsets),
   };
+}
+
+/** Kept tokens in the order of a config. */
+function ordered(c: ResolvedConfig, tokens: Int32Array, patches: number): Int32Array {
+  if (c.tokenOrder !== 'patches') return tokens;
+  return tokens.slice().sort((x, y) => (x % patches) - (y % patches) || x - y);
 }
 
 /** Whether the rows of a frame are a sequence of their own, with their own class token. */
