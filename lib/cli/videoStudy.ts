@@ -42,13 +42,16 @@ interface StudyRow extends StudyPoint {
   skipped?: string;
 }
 
+/** glibc gives large blocks back when they are freed: what the weights took to make must not hide a forward's growth. */
+const RETURN_FREED = { MALLOC_MMAP_THRESHOLD_: '131072', MALLOC_TRIM_THRESHOLD_: '131072' };
+
 /** Measures one variant in a process of its own, whose memory grows by nothing else. */
 async function inChild(variant: StudyVariant, frames: number, threads: number): Promise<StudyMeasurement> {
   const main = join(packageRoot(), 'dist', 'cli', 'main.js');
   const { stdout } = await promisify(execFile)(
     process.execPath,
     ['--expose-gc', main, 'bench', 'video', '--study'],
-    { env: { ...process.env, [CHILD]: JSON.stringify({ variant, frames, threads }) } },
+    { env: { ...process.env, ...RETURN_FREED, [CHILD]: JSON.stringify({ variant, frames, threads }) } },
   );
   return JSON.parse(stdout);
 }

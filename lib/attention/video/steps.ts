@@ -86,7 +86,8 @@ export function attentionScratch(c: ResolvedConfig, v: View, blockTokens: number
     const whole = rows <= blockTokens || v.ownRows !== undefined;
     most = Math.max(most, whole ? 4 * rows : 2 * rows + 2 * blockTokens);
   }
-  return most * c.hiddenSize;
+  // ViViT 4 gives half of its heads to either axis.
+  return most * (c.attention === 'factorized-dot-product' ? c.hiddenSize / 2 : c.hiddenSize);
 }
 
 /** Cuts buffers of the given lengths from one. */
@@ -290,8 +291,9 @@ function* shortBlock(s: Stream, v: View, b: Block, step: AttentionStep, sums: Cl
   const rows = b.end - b.begin;
   const { weights: w } = step;
   const width = w.query.weight.outputs;
-  const buffer = s.keep ? new Float32Array(4 * rows * d) : s.scratch;
-  const [first, second, both] = cut(buffer, rows * d, rows * d, 2 * rows * width);
+  const size = rows * width;
+  const buffer = s.keep ? new Float32Array(4 * size) : s.scratch;
+  const [first, second, both] = cut(buffer, size, size, 2 * size);
   const kv = keyValueIn(w, both, rows);
   yield* keysAndValues(s, v, [b.begin, b.end], step, first, kv, 0);
   const [q, h] = yield* queriesOf(s, v, [b.begin, b.end], step, first, second);
@@ -334,11 +336,11 @@ function columns(x: Float32Array, rows: number, width: number, from: number, cou
 
 /** One sequence longer than a block: all keys and values first, then the queries block by block. */
 function* longSequence(s: Stream, v: View, b: Block, step: AttentionStep) {
-  const d = s.config.hiddenSize;
   const { weights: w } = step;
+  const width = w.query.weight.outputs;
   const length = b.end - b.begin;
-  const size = s.blockTokens * d;
-  const [first, second, both] = cut(s.scratch, size, size, 2 * length * d);
+  const size = s.blockTokens * width;
+  const [first, second, both] = cut(s.scratch, size, size, 2 * length * width);
   const kv = keyValueIn(w, both, length);
   const blocks: [number, number][] = [];
   for (let begin = b.begin; begin < b.end; begin += s.blockTokens) {
@@ -347,7 +349,7 @@ function* longSequence(s: Stream, v: View, b: Block, step: AttentionStep) {
   for (const rows of blocks) yield* keysAndValues(s, v, rows, step, first, kv, rows[0] - b.begin);
   for (const rows of blocks) {
     const [q, h] = yield* queriesOf(s, v, rows, step, first, second);
-    yield* attend(s, w.query.weight.outputs, q, kv, [1, rows[1] - rows[0], length], undefined, h);
+    yield* attend(s, width, q, kv, [1, rows[1] - rows[0], length], undefined, h);
     yield* addBlock(s, v, rows, h, step);
   }
 }
