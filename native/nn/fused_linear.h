@@ -40,6 +40,10 @@ struct FusedLinearArgs {
   const int32_t* add_index[2] = {nullptr, nullptr};    // [rows] of the table; none: the row that is written
   float* out = nullptr;                                // rows of n
   const int32_t* to = nullptr;                         // [rows], -1: not written; none: row i
+  // Another product of the same rows, of the same weight type, plain: also_out = h A^T + a. Not with a hidden matrix.
+  std::shared_ptr<PackedMatrix> also;
+  const float* also_bias = nullptr;
+  float* also_out = nullptr;
 };
 
 // kOk, kCancelled or kNoMemory. `out` may be x where index and to are the same, each row once.
