@@ -9,6 +9,7 @@
 #include "gemm/linear.h"
 #include "moe/experts.h"
 #include "moe/experts_backward.h"
+#include "moe/experts_device.h"
 #include "nn/fused_linear.h"
 
 namespace heddle::binding {
@@ -139,6 +140,60 @@ Napi::Value experts_forward_call(const Napi::CallbackInfo& info) {
   a.out_type = call.dtype();
   a.routes = call.array<float>();
   return call.submit(std::move(a), experts_forward);
+}
+
+// Bytes of one expert on the device: (bank).
+Napi::Value expert_image_bytes(const Napi::CallbackInfo& info) {
+  const auto& bank = info[0].As<Napi::External<Handle<ExpertBank>>>().Data()->object;
+  return Napi::Number::New(info.Env(), static_cast<double>(image_of(*bank).bytes));
+}
+
+Napi::Value layout_expert_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  LayoutExpertArgs a;
+  a.bank = call.handle<Handle<ExpertBank>>()->object;
+  a.expert = call.integer();
+  a.out = call.array<char>();
+  return call.submit(std::move(a), layout_expert);
+}
+
+// A bank on the device: its memory, then the numbers of lib/moe/deviceExperts.ts in its order; null twice for none.
+DeviceBank device_bank(Call& call) {
+  DeviceBank b;
+  b.data = call.array<const char>();
+  const double* n = call.host_array<double>();
+  if (!n) return b;
+  auto integer = [&] { return static_cast<int64_t>(*n++); };
+  b.type = static_cast<PackType>(integer());
+  b.activation = static_cast<Activation>(integer());
+  b.alpha = static_cast<float>(*n++);
+  b.limit = static_cast<float>(*n++);
+  b.gated = static_cast<int32_t>(integer());
+  b.points = static_cast<int32_t>(integer());
+  b.group = integer();
+  b.experts = integer();
+  b.hidden = integer();
+  b.intermediate = integer();
+  return b;
+}
+
+Status no_cpu_form(const ExpertsDeviceArgs&, const Exec&) { return kUnsupported; }
+
+Napi::Value experts_device_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  ExpertsDeviceArgs a;
+  a.bank = device_bank(call);
+  a.shared = device_bank(call);
+  a.shared_gate = call.array<const float>();
+  a.x = call.array<const void>();
+  a.type = call.dtype();
+  a.tokens = call.integer();
+  a.k = call.integer();
+  a.indices = call.array<const int32_t>();
+  a.weights = call.array<const float>();
+  a.out = call.array<void>();
+  a.out_type = call.dtype();
+  return call.submit(std::move(a), no_cpu_form);
 }
 
 Napi::Value experts_backward_call(const Napi::CallbackInfo& info) {
@@ -299,6 +354,8 @@ void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("packExperts", Napi::Function::New(env, pack_experts_call));
   exports.Set("expertsForward", Napi::Function::New(env, experts_forward_call));
   exports.Set("expertsBackward", Napi::Function::New(env, experts_backward_call));
+  exports.Set("expertImageBytes", Napi::Function::New(env, expert_image_bytes));
+  exports.Set("layoutExpert", Napi::Function::New(env, layout_expert_call));
   exports.Set("accountBank", Napi::Function::New(env, account<ExpertBank>));
   exports.Set("expertBytes", Napi::Function::New(env, expert_bytes));
   exports.Set("evictExpert", Napi::Function::New(env, evict_expert));
@@ -313,6 +370,8 @@ void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("releaseMatrix", Napi::Function::New(env, release<PackedMatrix>));
 }
 
-void register_cuda_experts(CudaExports&) {}
+void register_cuda_experts(CudaExports& ops) {
+  ops.add("expertsForward", experts_device_call, "heddle_cuda_experts_forward");
+}
 
 }  // namespace heddle::binding
