@@ -3,14 +3,14 @@ import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { type AsyncOpOptions, call, callSync, checkOptions, type Op, type OpOptions } from '../op.ts';
 import { factorizedAttentionBackwardReference } from '../reference/attention/factorizedAttentionBackward.ts';
-import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, checkDims, type Tensor, type TensorLike } from '../tensor.ts';
 import {
   FACTORIZED_OPTION_NAMES,
   type FactorizedAttentionOptions,
   prepareFactorized,
 } from './factorizedOptions.ts';
 import { gradientTensor } from './gradientTensor.ts';
-import { asInput, shapeError } from './options.ts';
+import { asInput } from './options.ts';
 
 /** Gradients of {@link factorizedAttention}, contiguous, in the dims and type of their inputs. */
 export interface FactorizedAttentionGradients {
@@ -51,9 +51,7 @@ const op: Op = { name: 'factorizedAttentionBackward', reference: factorizedAtten
 
 function ofShape<T extends FloatType>(value: TensorLike, type: T, dims: readonly number[], name: string) {
   const t = asTensor(value, name, [type], undefined, 'device');
-  if (t.dims.length !== dims.length || t.dims.some((d, i) => d !== dims[i])) {
-    throw shapeError(name, `[${dims.join(', ')}]`, t.dims);
-  }
+  checkDims(t, dims, name);
   return t;
 }
 
@@ -78,9 +76,7 @@ function prepare(
   const output = asInput(options.output, options.strides?.output, 'output', rank, 'device').tensor;
   if (output.type !== type)
     throw new HeddleError('ERR_DTYPE', `output: expected ${type} as q, got ${output.type}`);
-  if (output.dims.some((d, i) => d !== p.outputDims[i])) {
-    throw shapeError('output', `[${p.outputDims.join(', ')}]`, output.dims);
-  }
+  checkDims(output, p.outputDims, 'output');
   const logSumExp = ofShape(options.logSumExp, 'float32', p.lseDims, 'logSumExp');
   const all: Tensor[] = [...p.inputs, upstream, output, logSumExp];
   let classUpstream: Tensor<FloatType> | undefined;

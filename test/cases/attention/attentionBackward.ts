@@ -7,14 +7,8 @@ import {
 import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
 import { type DTypeArrays, Tensor } from '../../../lib/tensor.ts';
 import { type Comparison, compareOutputs, type OpCase } from '../case.ts';
-import {
-  type AttentionShape,
-  attentionPeers,
-  attentionShapes,
-  decoded,
-  drawAttention,
-  totals,
-} from './attention.ts';
+import { attentionPeers, decoded, drawAttention, totals } from './attention.ts';
+import { type AttentionShape, attentionShapes } from './attentionShapes.ts';
 
 /** Work of the reference beyond which a shape of the forward is left out here. */
 const LARGEST = 1_500_000;
