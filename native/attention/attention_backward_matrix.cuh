@@ -344,7 +344,7 @@ __global__ void __launch_bounds__(Warps* kWarp, Width > 128 ? 1 : 8 / Warps)
               const int64_t key = kByRow ? now + column : work.first + line;
               if (key < row.lo || key >= row.hi) weight = kNegInf;
             }
-            weight = exp2f(fmaf(weight, unit, -row.shift));
+            weight = exp2_approx(fmaf(weight, unit, -row.shift));
             slope = weight == 0.0f ? 0.0f : weight * (slope - row.delta);
           }
         }
