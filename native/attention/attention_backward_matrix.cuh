@@ -203,36 +203,38 @@ __global__ void __launch_bounds__(Warps* kWarp, Width > 128 ? 1 : 8 / Warps)
   const int32_t group = p.group();
   const bool formed = has_transform(p) || p.uniform_empty;
 
-  const auto query_line = [&](int64_t row) { return p.query_at(s, row / group, key_head * group + row % group); };
-  const auto upstream_line = [&](int64_t row) { return a.upstream_at(s, row / group, key_head * group + row % group); };
-  const auto row_info = [&](int64_t row) {
-    return row < rows ? grad_row(p, terms, s, row / group, key_head * group + row % group) : no_row();
+  // Element offsets of both vectors of a line, the query's or the key's.
+  struct Place {
+    int64_t x, y;
   };
-  const auto load_queries = [&](auto lines, uint16_t* x, uint16_t* y, int64_t first, GradRow* info) {
-    load_tile<decltype(lines)::value, Width, kPitch, kThreads>(x, p.query, p.head_dim, p.query_stride[3], aligned, [&](int i) {
-      return first + i < rows ? query_line(first + i) : kNoLine;
-    });
-    load_tile<decltype(lines)::value, Width, kPitch, kThreads>(y, a.upstream, p.value_dim, 1, aligned, [&](int i) {
-      return first + i < rows ? upstream_line(first + i) : kNoLine;
-    });
-    const int i = static_cast<int>(threadIdx.x);
-    if (i < decltype(lines)::value) info[i] = row_info(first + i);
+  const auto row_place = [&](int64_t row) -> Place {
+    if (row >= rows) return {kNoLine, kNoLine};
+    const int64_t position = position_of(row, group), head = key_head * group + (row - position * group);
+    return {p.query_at(s, position, head), a.upstream_at(s, position, head)};
   };
-  const auto load_keys = [&](auto lines, uint16_t* x, uint16_t* y, int64_t first) {
-    load_tile<decltype(lines)::value, Width, kPitch, kThreads>(x, p.key, p.head_dim, p.key_stride[3], aligned, [&](int i) {
-      return first + i < s.keys ? p.key_at(s, first + i, key_head) : kNoLine;
-    });
-    if (Part == BackwardPart::kValue) return;
-    load_tile<decltype(lines)::value, Width, kPitch, kThreads>(y, p.value, p.value_dim, p.value_stride[3], aligned, [&](int i) {
-      return first + i < s.keys ? p.value_at(s, first + i, key_head) : kNoLine;
-    });
+  const auto key_place = [&](int64_t key) -> Place {
+    if (key >= s.keys) return {kNoLine, kNoLine};
+    return {p.key_at(s, key, key_head), p.value_at(s, key, key_head)};
   };
-  using Owned = std::integral_constant<int, kLines>;
-  using Streamed = std::integral_constant<int, kStreamed>;
+  // Where the terms of a row are kept, and its description with them.
+  const auto row_terms = [&](int64_t row) {
+    const int64_t position = position_of(row, group);
+    return terms[terms_at(p, s, position, key_head * group + (row - position * group))];
+  };
+  const auto row_info = [&](int64_t row, const RowTerms& t) {
+    const int64_t position = position_of(row, group);
+    return grad_row(p, t, s, position, key_head * group + (row - position * group));
+  };
+  // The lanes of a warp find one streamed line each: a line is found once a warp instead of once per 16 bytes.
   const auto load_streamed = [&](int stage, int64_t tile) {
-    uint16_t *x = tile_x + stage * kStreamed * kPitch, *y = tile_y + stage * kStreamed * kPitch;
-    if constexpr (kByRow) load_keys(Streamed{}, x, y, tile);
-    else load_queries(Streamed{}, x, y, tile, infos + stage * kStreamed);
+    const Place at = kByRow ? key_place(tile + lane) : row_place(tile + lane);
+    const void *from_x = kByRow ? p.key : p.query, *from_y = kByRow ? p.value : a.upstream;
+    load_tile<kStreamed, Width, kPitch, kThreads>(tile_x + stage * kStreamed * kPitch, from_x, p.head_dim,
+                                                  kByRow ? p.key_stride[3] : p.query_stride[3], aligned,
+                                                  [&](int i) { return __shfl_sync(kFullMask, at.x, i); });
+    load_tile<kStreamed, Width, kPitch, kThreads>(tile_y + stage * kStreamed * kPitch, from_y, p.value_dim,
+                                                  kByRow ? p.value_stride[3] : int64_t{1}, aligned,
+                                                  [&](int i) { return __shfl_sync(kFullMask, at.y, i); });
   };
   // The first tile from there on that the block mask does not exclude.
   const auto seen_from = [&](int64_t tile) {
@@ -249,10 +251,20 @@ __global__ void __launch_bounds__(Warps* kWarp, Width > 128 ? 1 : 8 / Warps)
     return tile;
   };
 
-  if constexpr (kByRow) load_queries(Owned{}, own_x, own_y, work.first, infos);
-  else load_keys(Owned{}, own_x, own_y, work.first);
+  load_tile<kLines, Width, kPitch, kThreads>(
+      own_x, kByRow ? p.query : p.key, p.head_dim, kByRow ? p.query_stride[3] : p.key_stride[3], aligned,
+      [&](int i) { return kByRow ? row_place(work.first + i).x : key_place(work.first + i).x; });
+  if constexpr (Part != BackwardPart::kValue) {
+    load_tile<kLines, Width, kPitch, kThreads>(
+        own_y, kByRow ? a.upstream : p.value, p.value_dim, kByRow ? int64_t{1} : p.value_stride[3], aligned,
+        [&](int i) { return kByRow ? row_place(work.first + i).y : key_place(work.first + i).y; });
+  }
   int64_t tile = seen_from(work.streamed.lo / kStreamed * kStreamed);
   if (tile < work.streamed.hi) load_streamed(0, tile);
+  if (static_cast<int>(threadIdx.x) < (kByRow ? kLines : kStreamed)) {
+    const int64_t row = (kByRow ? work.first : tile) + threadIdx.x;
+    infos[threadIdx.x] = row < rows ? row_info(row, row_terms(row)) : no_row();
+  }
 
   [[maybe_unused]] float sum_x[kSumX ? M : 1][kSumX ? Width / 8 : 1][4] = {};
   [[maybe_unused]] float sum_y[kSumY ? M : 1][kSumY ? Width / 8 : 1][4] = {};
@@ -262,14 +274,19 @@ __global__ void __launch_bounds__(Warps* kWarp, Width > 128 ? 1 : 8 / Warps)
     __syncthreads();  // the tile is there, and nobody reads the other stage any more
     const int64_t next = seen_from(tile + kStreamed);
     if (next < work.streamed.hi) load_streamed(stage ^ 1, next);
+    // The next rows' terms: asked for here, put into shared memory when the products are done.
+    const int64_t next_row = next + threadIdx.x;
+    const bool fetches = !kByRow && next < work.streamed.hi && threadIdx.x < kStreamed;
+    RowTerms fetched = {};
+    if (fetches && next_row < rows) fetched = row_terms(next_row);
     const uint16_t *x = tile_x + stage * kStreamed * kPitch, *y = tile_y + stage * kStreamed * kPitch;
     const GradRow* info = kByRow ? infos : infos + stage * kStreamed;
     bool whole = !formed;
     if (whole && kByRow) {
       whole = tile >= work.full.lo && tile + kStreamed <= work.full.hi;
     } else if (whole) {
-      whole = tile + kStreamed <= rows && key_range(p, s, (tile + kStreamed - 1) / group).lo <= work.first &&
-              key_range(p, s, tile / group).hi >= work.end;
+      whole = tile + kStreamed <= rows && key_range(p, s, position_of(tile + kStreamed - 1, group)).lo <= work.first &&
+              key_range(p, s, position_of(tile, group)).hi >= work.end;
     }
 
     int broken = 0;
@@ -327,7 +344,7 @@ __global__ void __launch_bounds__(Warps* kWarp, Width > 128 ? 1 : 8 / Warps)
               const int64_t key = kByRow ? now + column : work.first + line;
               if (key < row.lo || key >= row.hi) weight = kNegInf;
             }
-            weight = exp2f(fmaf(weight, unit, -row.shift));
+            weight = exp2_approx(fmaf(weight, unit, -row.shift));
             slope = weight == 0.0f ? 0.0f : weight * (slope - row.delta);
           }
         }
@@ -351,6 +368,9 @@ __global__ void __launch_bounds__(Warps* kWarp, Width > 128 ? 1 : 8 / Warps)
     };
     if constexpr (kSumY) add(sum_y, w, y);
     if constexpr (kSumX) add(sum_x, ds, x);
+    if (fetches) {  // by the first warp, which always has lines
+      infos[(stage ^ 1) * kStreamed + threadIdx.x] = next_row < rows ? row_info(next_row, fetched) : no_row();
+    }
   }
   cp_async_wait<0>();
 

@@ -28,9 +28,8 @@ struct alignas(8) GradRow {
   int32_t position, head, lo, hi;
 };
 __device__ inline GradRow no_row() { return {-kNegInf, 0.0f, 0, -1, 0, 0}; }
-__device__ inline GradRow grad_row(const AttentionProblem& p, const RowTerms* terms, const Sequence& s, int64_t position,
+__device__ inline GradRow grad_row(const AttentionProblem& p, const RowTerms& t, const Sequence& s, int64_t position,
                                    int64_t head) {
-  const RowTerms t = terms[terms_at(p, s, position, head)];
   const KeyRange range = key_range(p, s, position);
   return {t.shift,
           t.delta,
@@ -38,6 +37,17 @@ __device__ inline GradRow grad_row(const AttentionProblem& p, const RowTerms* te
           static_cast<int32_t>(head),
           static_cast<int32_t>(range.lo),
           static_cast<int32_t>(range.hi)};
+}
+__device__ inline GradRow grad_row(const AttentionProblem& p, const RowTerms* terms, const Sequence& s, int64_t position,
+                                   int64_t head) {
+  return grad_row(p, terms[terms_at(p, s, position, head)], s, position, head);
+}
+
+// row / group, without the slow division of 64 bits where it can be avoided.
+__device__ __forceinline__ int64_t position_of(int64_t row, int32_t group) {
+  if (group == 1) return row;
+  if (row >> 32 == 0) return static_cast<uint32_t>(row) / static_cast<uint32_t>(group);
+  return row / group;
 }
 
 // Positions that may see one of keys [lo, hi): both bounds of key_range grow with the position.

@@ -42,7 +42,7 @@ describe.skipIf(!hasCuda())('cuda, attentionBackward', () => {
       const before = cudaMemory();
       const [q, g] = [0, 1].map(() => draw(type, [2, 37, 4, 40]));
       const [k, v] = [0, 1].map(() => draw(type, [2, 45, 2, 40]));
-      const bias = draw('float32', [1, 4, 37, 45]);
+      const bias = draw('float32', [2, 4, 37, 45]);
       const options = { causal: true, bias, sinks: random.normals(4) };
       const forward = attentionSync(q, k, v, { ...options, backend: 'cuda', returnLogSumExp: true });
       const expected = attentionBackwardSync(g, q, k, v, {
@@ -57,13 +57,15 @@ describe.skipIf(!hasCuda())('cuda, attentionBackward', () => {
       expect([kept.output.location, kept.logSumExp!.location]).toEqual(['cuda', 'cuda']);
       const all = { ...onDevice, output: kept.output, logSumExp: kept.logSumExp as Tensor };
       const fresh = await attentionBackward(dg, dq, dk, dv, all);
-      const again = attentionBackwardSync(dg, dq, dk, dv, { ...all, out: fresh });
+      // Into tensors with something in them: what nobody sees must be written as well.
+      const out = { ...fresh, bias: await draw('float32', bias.dims.slice()).to('cuda') };
+      const again = attentionBackwardSync(dg, dq, dk, dv, { ...all, out });
       for (const name of ['query', 'key', 'value', 'bias'] as const) {
         expect(again[name]!.location).toBe('cuda');
         const host: Tensor = await again[name]!.to('cpu');
         expect(bytes(host).equals(bytes(expected[name] as Tensor)), name).toBe(true);
       }
-      for (const t of [dg, dq, dk, dv, db, kept.output, kept.logSumExp!, ...Object.values(fresh)])
+      for (const t of [dg, dq, dk, dv, db, kept.output, kept.logSumExp!, out.bias, ...Object.values(fresh)])
         t.dispose();
       expect(cudaMemory().live).toBe(before.live);
     },
