@@ -138,9 +138,10 @@ __device__ __forceinline__ void finish_tile(const ExpertProduct& p, const Produc
   const int tiles = min(static_cast<int>(p.matrix.tiles) - tile.outputs, S::kTiles);
   const int rows = tile.end - tile.row, threads = S::kThreads;
   auto value = [&](int row, int output) {
-    float v = sums[row * S::kPitch + output];
-    if constexpr (K::kType == PackType::kInt8) v = v * p.row_scale[row_of[row]] * scale[output];
-    return v + bias[output];
+    const float v = sums[row * S::kPitch + output];
+    // Explicitly fused: the shapes are compiled apart and must round alike.
+    if constexpr (K::kType == PackType::kInt8) return fmaf(v * p.row_scale[row_of[row]], scale[output], bias[output]);
+    else return v + bias[output];
   };
   if (!p.is_up) {
     const int64_t columns = p.columns - tile.outputs * 16;
