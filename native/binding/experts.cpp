@@ -10,6 +10,7 @@
 #include "moe/experts.h"
 #include "moe/experts_backward.h"
 #include "moe/experts_device.h"
+#include "nn/fused_linear.h"
 
 namespace heddle::binding {
 namespace {
@@ -278,6 +279,37 @@ Napi::Value linear_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), linear);
 }
 
+Napi::Value fused_linear_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  FusedLinearArgs a;
+  auto matrix = [&] {
+    auto* h = call.optional_handle<Handle<PackedMatrix>>();
+    return h ? h->object : nullptr;
+  };
+  a.x = call.array<float>();
+  a.rows = call.integer();
+  a.index = call.array<int32_t>();
+  a.normed = call.boolean();
+  a.norm_weight = call.array<float>();
+  a.norm_bias = call.array<float>();
+  a.unit_offset = call.boolean();
+  a.epsilon = call.number();
+  a.hidden = matrix();
+  a.hidden_bias = call.array<float>();
+  a.hidden_activation = static_cast<LinearActivation>(call.integer());
+  a.weight = matrix();
+  a.bias = call.array<float>();
+  a.activation = static_cast<LinearActivation>(call.integer());
+  a.gate = static_cast<float>(call.number());
+  for (int i = 0; i < 2; ++i) {
+    a.add[i] = call.array<float>();
+    a.add_index[i] = call.array<int32_t>();
+  }
+  a.out = call.array<float>();
+  a.to = call.array<int32_t>();
+  return call.submit(std::move(a), fused_linear);
+}
+
 Napi::Value patch_embed_call(const Napi::CallbackInfo& info) {
   Call call(info);
   PatchEmbedArgs a;
@@ -304,6 +336,11 @@ Napi::Value patch_embed_call(const Napi::CallbackInfo& info) {
   a.bias = call.array<float>();
   a.out = call.array<void>();
   a.out_type = call.dtype();
+  for (int i = 0; i < 2; ++i) {
+    a.add[i] = call.array<float>();
+    a.add_index[i] = call.array<int32_t>();
+  }
+  a.to = call.array<int32_t>();
   return call.submit(std::move(a), patch_embed);
 }
 
@@ -324,6 +361,7 @@ void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("createMatrix", Napi::Function::New(env, create_matrix));
   exports.Set("packMatrix", Napi::Function::New(env, pack_matrix_call));
   exports.Set("linear", Napi::Function::New(env, linear_call));
+  exports.Set("fusedLinear", Napi::Function::New(env, fused_linear_call));
   exports.Set("patchEmbed", Napi::Function::New(env, patch_embed_call));
   exports.Set("accountMatrix", Napi::Function::New(env, account<PackedMatrix>));
   exports.Set("releaseMatrix", Napi::Function::New(env, release<PackedMatrix>));
