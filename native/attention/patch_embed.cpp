@@ -101,6 +101,25 @@ Status patch_embed(const PatchEmbedArgs& a, const Exec& exec) {
           else if (a.type == DType::kBFloat16) gather_row<uint16_t>(a, runs.data(), runs.data() + run, b, token, to);
           else gather_row<float>(a, runs.data(), runs.data() + run, b, token, to);
         }
+        Exec alone = exec;
+        alone.threads = 1;
+        if (a.to) {
+          FusedLinearArgs product;
+          product.weight = a.weight;
+          product.x = gathered.data();
+          product.rows = stop - r;
+          product.bias = a.bias;
+          for (int t = 0; t < 2; ++t) {
+            product.add[t] = a.add[t];
+            product.add_index[t] = a.add_index[t] ? a.add_index[t] + r : nullptr;
+          }
+          product.out = static_cast<float*>(a.out);
+          product.to = a.to + r;
+          const Status status = fused_linear(product, alone);
+          if (status != kOk) return failure.store(status);
+          r = stop;
+          continue;
+        }
         LinearArgs product;
         product.weight = a.weight;
         product.x = gathered.data();
@@ -108,8 +127,6 @@ Status patch_embed(const PatchEmbedArgs& a, const Exec& exec) {
         product.bias = a.bias;
         product.out = static_cast<char*>(a.out) + at * out_size;
         product.out_type = a.out_type;
-        Exec alone = exec;
-        alone.threads = 1;
         const Status status = linear(product, alone);
         if (status != kOk) return failure.store(status);
         r = stop;
