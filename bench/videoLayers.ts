@@ -23,8 +23,7 @@ function callsOf(model: string): [string, number][] {
     const n = 3137;
     return [
       ['embedding', product(n - 1, d, 1536)],
-      ['norm, keys, values', product(n, 2 * d)],
-      ['norm, queries', product(n, d)],
+      ['norm, query, key, value', product(n, 3 * d)],
       ['attention', 4 * n * n * d],
       ['output, residual', product(n, d)],
       ['norm, MLP, residual', mlp(n)],
@@ -32,15 +31,13 @@ function callsOf(model: string): [string, number][] {
     ];
   }
   const [n, s] = [1568, 8 * 197];
-  const merged: [string, number][] = [['output, residual', product(n, type === 'float32' ? d : 2 * d)]];
+  const merged: [string, number][] = [['time: output, residual', product(n, type === 'float32' ? d : 2 * d)]];
   return [
     ['embedding', product(n, d)],
-    ['time: norm, keys, values', product(n, 2 * d)],
-    ['time: norm, queries', product(n, d)],
+    ['time: norm, query, key, value', product(n, 3 * d)],
     ['time: attention', 4 * 196 * 8 * 8 * d],
     ...merged,
-    ['space: norm, keys, values', product(s, 2 * d)],
-    ['space: norm, queries', product(s, d)],
+    ['space: norm, query, key, value', product(s, 3 * d)],
     ['space: attention', 4 * s * 197 * d],
     ['space: output, residual', product(s, d)],
     ['space: class tokens', product(1, d)],
@@ -83,13 +80,13 @@ for (const [i, [label, flops]] of calls.entries()) {
   const floor = flops / Number(peak) / 1e6;
   const rate = (flops / ms / 1e6).toFixed(0);
   console.log(
-    `${label.padEnd(28)} ${ms.toFixed(2).padStart(8)} ms  floor ${floor.toFixed(2).padStart(7)}  ${rate.padStart(5)} GFLOP/s`,
+    `${label.padEnd(31)} ${ms.toFixed(2).padStart(8)} ms  floor ${floor.toFixed(2).padStart(7)}  ${rate.padStart(5)} GFLOP/s`,
   );
 }
 const total = median(whole);
 const floor = calls.reduce((f, c) => f + c[1], 0) / Number(peak) / 1e6;
-console.log(`${'TypeScript'.padEnd(28)} ${(total - sum).toFixed(2).padStart(8)} ms`);
+console.log(`${'TypeScript'.padEnd(31)} ${(total - sum).toFixed(2).padStart(8)} ms`);
 console.log(
-  `${'whole'.padEnd(28)} ${total.toFixed(2).padStart(8)} ms  floor ${floor.toFixed(2).padStart(7)}`,
+  `${'whole'.padEnd(31)} ${total.toFixed(2).padStart(8)} ms  floor ${floor.toFixed(2).padStart(7)}`,
 );
 encoder.dispose();

@@ -3,8 +3,8 @@ import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { type AsyncOpOptions, call, callSync, checkOptions, type Op, type OpOptions } from '../op.ts';
 import { attentionBackwardReference } from '../reference/attention/attentionBackward.ts';
-import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
-import { gradientTensor } from './gradientTensor.ts';
+import type { Tensor, TensorLike } from '../tensor.ts';
+import { gradientTensor, tensorOfShape } from './gradientTensor.ts';
 import { ATTENTION_OPTION_NAMES, type AttentionOptions, prepareAttention } from './options.ts';
 
 /** Gradients of {@link attention}. */
@@ -40,19 +40,6 @@ const OPTIONS: ReadonlySet<string> = new Set([
 
 const op: Op = { name: 'attentionBackward', reference: attentionBackwardReference };
 
-function ofShape<T extends FloatType>(
-  value: TensorLike,
-  type: T,
-  dims: readonly number[],
-  name: string,
-): Tensor<T> {
-  const t = asTensor(value, name, [type], undefined, 'device');
-  if (t.dims.length !== dims.length || t.dims.some((d, i) => d !== dims[i])) {
-    throw new HeddleError('ERR_SHAPE', `${name}: expected [${dims.join(', ')}], got [${t.dims.join(', ')}]`);
-  }
-  return t;
-}
-
 function prepare(
   gradOutput: TensorLike,
   q: TensorLike,
@@ -68,9 +55,9 @@ function prepare(
   }
   const type = query.type;
   const outDims = [batch, queries, heads, value.dims[3]];
-  const upstream = ofShape(gradOutput, type, outDims, 'gradOutput');
-  const output = ofShape(options.output, type, outDims, 'output');
-  const logSumExp = ofShape(options.logSumExp, 'float32', [batch, heads, queries], 'logSumExp');
+  const upstream = tensorOfShape(gradOutput, type, outDims, 'gradOutput');
+  const output = tensorOfShape(options.output, type, outDims, 'output');
+  const logSumExp = tensorOfShape(options.logSumExp, 'float32', [batch, heads, queries], 'logSumExp');
   const all: Tensor[] = [...inputs, upstream, output, logSumExp];
   const out = options.out;
   const place = placeOf('attentionBackward', options, {

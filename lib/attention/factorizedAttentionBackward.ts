@@ -3,13 +3,13 @@ import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { type AsyncOpOptions, call, callSync, checkOptions, type Op, type OpOptions } from '../op.ts';
 import { factorizedAttentionBackwardReference } from '../reference/attention/factorizedAttentionBackward.ts';
-import { asTensor, checkDims, type Tensor, type TensorLike } from '../tensor.ts';
+import { checkDims, type Tensor, type TensorLike } from '../tensor.ts';
 import {
   FACTORIZED_OPTION_NAMES,
   type FactorizedAttentionOptions,
   prepareFactorized,
 } from './factorizedOptions.ts';
-import { gradientTensor } from './gradientTensor.ts';
+import { gradientTensor, tensorOfShape } from './gradientTensor.ts';
 import { asInput } from './options.ts';
 
 /** Gradients of {@link factorizedAttention}, contiguous, in the dims and type of their inputs. */
@@ -49,12 +49,6 @@ const OPTIONS: ReadonlySet<string> = new Set([
 
 const op: Op = { name: 'factorizedAttentionBackward', reference: factorizedAttentionBackwardReference };
 
-function ofShape<T extends FloatType>(value: TensorLike, type: T, dims: readonly number[], name: string) {
-  const t = asTensor(value, name, [type], undefined, 'device');
-  checkDims(t, dims, name);
-  return t;
-}
-
 function prepare(
   gradOutput: TensorLike,
   q: TensorLike,
@@ -71,13 +65,13 @@ function prepare(
     );
   }
   const type = p.query.type;
-  const upstream = ofShape(gradOutput, type, p.outputDims, 'gradOutput');
+  const upstream = tensorOfShape(gradOutput, type, p.outputDims, 'gradOutput');
   const rank = p.outputDims.length;
   const output = asInput(options.output, options.strides?.output, 'output', rank, 'device').tensor;
   if (output.type !== type)
     throw new HeddleError('ERR_DTYPE', `output: expected ${type} as q, got ${output.type}`);
   checkDims(output, p.outputDims, 'output');
-  const logSumExp = ofShape(options.logSumExp, 'float32', p.lseDims, 'logSumExp');
+  const logSumExp = tensorOfShape(options.logSumExp, 'float32', p.lseDims, 'logSumExp');
   const all: Tensor[] = [...p.inputs, upstream, output, logSumExp];
   let classUpstream: Tensor<FloatType> | undefined;
   if (p.classToken !== undefined) {
@@ -85,7 +79,7 @@ function prepare(
       throw new HeddleError('ERR_ARGUMENT', 'gradClassToken is required with a class token over space');
     }
     const dims = [p.batch, 1, ...p.outputDims.slice(3)];
-    classUpstream = ofShape(options.gradClassToken, type, dims, 'gradClassToken');
+    classUpstream = tensorOfShape(options.gradClassToken, type, dims, 'gradClassToken');
     all.push(classUpstream);
   }
   const out = options.out;

@@ -1,7 +1,19 @@
 import { allocateAt, type Location } from '../device.ts';
 import type { FloatType } from '../dtype.ts';
 import { checkOut } from '../op.ts';
-import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, checkDims, makeTensor, product, type Tensor, type TensorLike } from '../tensor.ts';
+
+/** What a backward pass is given besides the forward's inputs, in the type and dims that the forward makes it. */
+export function tensorOfShape<T extends FloatType>(
+  value: TensorLike,
+  type: T,
+  dims: readonly number[],
+  name: string,
+): Tensor<T> {
+  const t = asTensor(value, name, [type], undefined, 'device');
+  checkDims(t, dims, name);
+  return t;
+}
 
 /**
  * A gradient: fresh, at `place`, or the one given, which may overlap none of `taken` and then joins them. Ops that take
@@ -16,8 +28,7 @@ export function gradientTensor<T extends FloatType>(
   place?: Location,
 ): Tensor<T> {
   if (given === undefined) {
-    const count = dims.reduce((a, b) => a * b, 1);
-    return makeTensor(type, allocateAt(place ?? 'cpu', type, count), dims);
+    return makeTensor(type, allocateAt(place ?? 'cpu', type, product(dims)), dims);
   }
   const out = asTensor(given, name, [type], undefined, place && 'device');
   checkOut(out, dims, taken, name);

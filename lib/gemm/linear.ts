@@ -20,7 +20,7 @@ import {
   type ReferenceMatrix,
 } from '../reference/gemm/linear.ts';
 import type { WeightType } from '../reference/gemm/quantize.ts';
-import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, makeTensor, product, type Tensor, type TensorLike } from '../tensor.ts';
 import {
   blockScaleOf,
   meanSquareOf,
@@ -285,7 +285,7 @@ export function outputTensor(
 ): Tensor<FloatType> {
   const type = optionChoice(outType, FLOAT_TYPES, 'float32', 'outType');
   if (given === undefined) {
-    const count = dims.reduce((a, b) => a * b, 1);
+    const count = product(dims);
     return makeTensor(type, allocateAt(place, type, count), dims);
   }
   const device = place === 'cuda' ? 'device' : undefined;

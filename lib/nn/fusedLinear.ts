@@ -39,6 +39,8 @@ export interface FusedLinear {
   out: Float32Array;
   /** Rows of out, -1: not written; default: the first ones in order. */
   to?: Int32Array;
+  /** Another product of the same normed rows, without anything around it; its weights are of the same type. */
+  also?: { weight: Dense; out: Float32Array };
 }
 
 const op: Op = { name: 'fusedLinear', reference: fusedLinearReference };
@@ -71,6 +73,9 @@ export function* fusedLinear(f: FusedLinear, options: AsyncOpOptions): Steps<voi
     ...addedArguments(f.add),
     f.out,
     f.to ?? null,
+    f.also?.weight.weight.use(options.backend) ?? null,
+    f.also?.weight.bias?.data ?? null,
+    f.also?.out ?? null,
   ];
   const run = { ...options, backend: f.weight.weight.backend };
   yield* step(

@@ -99,11 +99,15 @@ export class ClippingNorm {
   /** Checks what {@link toJSON} gave after `steps` steps; the function that it returns goes on from it. */
   open(saved: SavedAdaptiveClipping | null | undefined, steps: number): () => void {
     const restored = this.#adaptive === null ? null : AdaptiveClipping.fromJSON(saved as never, this.#key);
-    if (restored !== null && restored.toJSON().nextStep !== steps) {
-      throw new HeddleError(
-        'ERR_CHECKPOINT',
-        `optimizer state: its clipping norm is that of step ${restored.toJSON().nextStep}, not ${steps}`,
-      );
+    if (restored !== null) {
+      const { nextStep } = restored.toJSON();
+      const configuration = (a: AdaptiveClipping | null) =>
+        JSON.stringify({ ...a?.toJSON(), maxNorm: 0, nextStep: 0 });
+      const same = configuration(restored) === configuration(this.#adaptive);
+      if (nextStep !== steps || !same) {
+        const found = same ? `that of step ${nextStep}, not ${steps}` : 'of another configuration';
+        throw new HeddleError('ERR_CHECKPOINT', `optimizer state: its clipping norm is ${found}`);
+      }
     }
     return () => {
       this.#adaptive = restored;

@@ -307,6 +307,9 @@ Napi::Value fused_linear_call(const Napi::CallbackInfo& info) {
   }
   a.out = call.array<float>();
   a.to = call.array<int32_t>();
+  a.also = matrix();
+  a.also_bias = call.array<float>();
+  a.also_out = call.array<float>();
   return call.submit(std::move(a), fused_linear);
 }
 

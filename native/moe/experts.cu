@@ -152,13 +152,11 @@ int64_t launch_combine(const Combine& c, int64_t tokens, heddle_cuda_job& job) {
   return job.launched();
 }
 
-bool is_small(const DeviceBank& b) { return b.group == 32; }
-
 ExpertOps ops_of(const DeviceBank& b) {
   switch (b.type) {
     case PackType::kBFloat16: return expert_ops_bfloat16();
     case PackType::kInt8: return expert_ops_int8();
-    case PackType::kInt4: return expert_ops_int4(is_small(b));
+    case PackType::kInt4: return b.points ? expert_ops_int4_points(b.group == 32) : expert_ops_int4(b.group == 32);
     case PackType::kMxfp4: return expert_ops_mxfp4();
     case PackType::kFloat8: return expert_ops_float8();
     default: return expert_ops_float32();
@@ -228,7 +226,7 @@ class BankRun {
     if (status != kOk) return status;
 
     p.bank = bank.data, p.expert_bytes = image.bytes, p.matrix = image.up, p.group = group;
-    p.experts = static_cast<int32_t>(experts), p.points = bank.points;
+    p.experts = static_cast<int32_t>(experts);
     p.rows = x.data, p.row_bytes = x.row_bytes, p.row_scale = x.scale;
     p.order = plan.order, p.routes_per_row = static_cast<int32_t>(a.k);
     p.offsets = routes.offsets, p.first_tile = tiles.first_tile, p.tile_expert = tiles.tile_expert;

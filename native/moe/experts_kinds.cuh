@@ -6,11 +6,11 @@
 
 namespace heddle {
 
-// Small: int4 and MXFP4 with groups of 32, two in a step.
-template <PackType P, bool Small = false>
+// Small: int4 and MXFP4 with groups of 32, two in a step. Points: int4 with zero points.
+template <PackType P, bool Small = false, bool Points = false>
 struct ExpertKind {
   static constexpr PackType kType = P;
-  static constexpr bool kSmall = Small;
+  static constexpr bool kSmall = Small, kPoints = Points;
   static constexpr bool kFourBits = P == PackType::kInt4 || P == PackType::kMxfp4;
   static constexpr bool kInteger = kFourBits || P == PackType::kInt8;  // quantised activations
   static constexpr bool kFloat8 = P == PackType::kFloat8;
@@ -20,7 +20,7 @@ struct ExpertKind {
   static constexpr int kPlanes = kFloat8 ? 3 : 1;
   static constexpr int kGroups = kFourBits ? (Small ? 2 : 1) : kFloat8 ? 1 : 0;  // groups of scales in a step
   static constexpr int kScaleBytes = kGroups * (P == PackType::kMxfp4 ? 16 : 64);  // of a tile
-  static constexpr int kPointBytes = P == PackType::kInt4 ? kGroups * 16 : 0;
+  static constexpr int kPointBytes = Points ? kGroups * 16 : 0;
   using Sum = std::conditional_t<P == PackType::kInt8, int32_t, float>;
 };
 
@@ -96,7 +96,7 @@ constexpr float kMagic = 12582912.0f;
 // sums += one step of M tiles times N * 8 rows, from row `first`. In each sum k ascends whatever M and N.
 template <class K, class Stage, int M, int N>
 __device__ __forceinline__ void multiply_step(typename K::Sum (&sums)[M][N][4], const char* stage, int tile, int first,
-                                              bool points, int lane) {
+                                              int lane) {
   const int g = lane / 4, t = lane % 4;
   const char* rows = stage + Stage::kRows;
   if constexpr (K::kType == PackType::kFloat32) {
@@ -187,19 +187,16 @@ __device__ __forceinline__ void multiply_step(typename K::Sum (&sums)[M][N][4], 
               float value[4];
 #pragma unroll
               for (int e = 0; e < 4; ++e) value[e] = __int_as_float(part[e]) - kMagic;
-              if constexpr (K::kType == PackType::kInt4) {
-                if (points) {  // read here, not kept: registers are what the common case lacks
-                  const char* at = stage + Stage::kPoints + ((tile + m) * K::kGroups + group) * 16 + g;
+              if constexpr (K::kPoints) {  // read here, not kept: registers are scarce
+                const char* at = stage + Stage::kPoints + ((tile + m) * K::kGroups + group) * 16 + g;
 #pragma unroll
-                  for (int e = 0; e < 4; ++e) {
-                    value[e] = fmaf(static_cast<float>(16 * (8 - at[e / 2 * 8])), xsum[group][e % 2], value[e]);
-                  }
+                for (int e = 0; e < 4; ++e) {
+                  value[e] = fmaf(static_cast<float>(16 * (8 - at[e / 2 * 8])), xsum[group][e % 2], value[e]);
                 }
               }
 #pragma unroll
               for (int e = 0; e < 4; ++e) {
-                const float v = value[e];
-                sums[m][n][e] = fmaf(v * xs[group][e % 2], scale[m][group][e / 2], sums[m][n][e]);
+                sums[m][n][e] = fmaf(value[e] * xs[group][e % 2], scale[m][group][e / 2], sums[m][n][e]);
               }
             }
           }

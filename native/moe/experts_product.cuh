@@ -33,7 +33,7 @@ constexpr int product_shared() {
 constexpr int kRowRun = 16;
 struct ProductTile {
   int32_t expert, row, end;  // rows [row, end)
-  int64_t outputs;           // tiles of 16 outputs before it
+  int32_t outputs;           // tiles of 16 outputs before it
 };
 template <class S>
 __device__ __forceinline__ ProductTile find_tile(const ExpertProduct& p, int64_t i, int64_t across) {
@@ -46,37 +46,36 @@ __device__ __forceinline__ ProductTile find_tile(const ExpertProduct& p, int64_t
   const int64_t height = down - run * kRowRun < kRowRun ? down - run * kRowRun : kRowRun;
   t.row = p.offsets[t.expert] + static_cast<int32_t>((run * kRowRun + j % height) * S::kRows);
   t.end = min(p.offsets[t.expert + 1], t.row + S::kRows);
-  t.outputs = j / height * S::kTiles;
+  t.outputs = static_cast<int32_t>(j / height * S::kTiles);
   return t;
 }
 
 // Step s of a tile to one stage, in the background. Unrolled, the addresses of all chunks stay in registers.
 template <class K, class S>
-__device__ __forceinline__ void load_stage(const ExpertProduct& p, const char* expert, int64_t outputs, const int32_t* row_of,
-                                           int64_t s, char* stage) {
+__device__ __forceinline__ void load_stage(const ExpertProduct& p, const char* expert, int32_t outputs, const int32_t* row_of,
+                                           int32_t s, char* stage) {
   using Stage = ExpertStage<K, S::kTiles, S::kRows>;
+  const auto left = static_cast<int32_t>(p.matrix.tiles) - outputs;
   // `count` 16-byte chunks for each tile of outputs, whose bytes stand at from + tile * pitch.
   auto tiles = [&](auto count, char* to, const char* from, int64_t pitch) {
     constexpr int kCount = decltype(count)::value;
 #pragma unroll (K::kGroups > 0 ? 1 : 8)
     for (int c = static_cast<int>(threadIdx.x); c < S::kTiles * kCount; c += S::kThreads) {
-      const bool exists = outputs + c / kCount < p.matrix.tiles;
+      const bool exists = c / kCount < left;
       const int64_t tile = exists ? outputs + c / kCount : 0;
       cp_async_16(to + c * 16, from + tile * pitch + c % kCount * 16, exists ? 16 : 0);
     }
   };
-  tiles(std::integral_constant<int, K::kCodeBytes / 16>{}, stage, expert + p.matrix.codes + s * K::kCodeBytes,
+  tiles(std::integral_constant<int, K::kCodeBytes / 16>{}, stage, expert + p.matrix.codes + int64_t{s} * K::kCodeBytes,
         p.matrix.steps * K::kCodeBytes);
   if constexpr (K::kGroups > 0) {
     constexpr int kUnit = K::kScaleBytes / K::kGroups;
-    const int64_t group = K::kFloat8 ? s / 4 : K::kSmall ? s * 2 : p.group == 128 ? s / 2 : s;
-    tiles(std::integral_constant<int, K::kScaleBytes / 16>{}, stage + Stage::kScales, expert + p.matrix.scales + group * kUnit,
+    const int32_t group = K::kFloat8 ? s / 4 : K::kSmall ? s * 2 : p.group == 128 ? s / 2 : s;
+    tiles(std::integral_constant<int, K::kScaleBytes / 16>{}, stage + Stage::kScales, expert + p.matrix.scales + int64_t{group} * kUnit,
           p.matrix.groups * kUnit);
     if constexpr (K::kPointBytes > 0) {
-      if (p.points) {
-        tiles(std::integral_constant<int, K::kPointBytes / 16>{}, stage + Stage::kPoints, expert + p.matrix.points + group * 16,
-              p.matrix.groups * 16);
-      }
+      tiles(std::integral_constant<int, K::kPointBytes / 16>{}, stage + Stage::kPoints, expert + p.matrix.points + int64_t{group} * 16,
+            p.matrix.groups * 16);
     }
   }
   constexpr int kChunks = K::kRowBytes / 16;
@@ -86,7 +85,7 @@ __device__ __forceinline__ void load_stage(const ExpertProduct& p, const char* e
     const int32_t from = row_of[row];
     const int at = K::kFourBits && chunk == 4 ? Stage::kMeta + row * 16
                                               : Stage::kRows + chunk / 4 * S::kRows * 64 + row_chunk(row, chunk % 4);
-    cp_async_16(stage + at, p.rows + (from < 0 ? 0 : from) * p.row_bytes + s * K::kRowBytes + chunk * 16, from < 0 ? 0 : 16);
+    cp_async_16(stage + at, p.rows + (from < 0 ? 0 : from) * p.row_bytes + int64_t{s} * K::kRowBytes + chunk * 16, from < 0 ? 0 : 16);
   }
 }
 
@@ -136,13 +135,13 @@ __device__ __forceinline__ void finish_tile(const ExpertProduct& p, const Produc
                                             const int32_t* row_of) {
   const auto* bias = reinterpret_cast<const float*>(expert + p.matrix.bias) + tile.outputs * 16;
   const auto* scale = reinterpret_cast<const float*>(expert + p.matrix.scales) + tile.outputs * 16;
-  const int64_t left = p.matrix.tiles - tile.outputs;
-  const int tiles = left < S::kTiles ? static_cast<int>(left) : S::kTiles;
+  const int tiles = min(static_cast<int>(p.matrix.tiles) - tile.outputs, S::kTiles);
   const int rows = tile.end - tile.row, threads = S::kThreads;
   auto value = [&](int row, int output) {
-    float v = sums[row * S::kPitch + output];
-    if constexpr (K::kType == PackType::kInt8) v = v * p.row_scale[row_of[row]] * scale[output];
-    return v + bias[output];
+    const float v = sums[row * S::kPitch + output];
+    // Explicitly fused: the shapes are compiled apart and must round alike.
+    if constexpr (K::kType == PackType::kInt8) return fmaf(v * p.row_scale[row_of[row]], scale[output], bias[output]);
+    else return v + bias[output];
   };
   if (!p.is_up) {
     const int64_t columns = p.columns - tile.outputs * 16;
@@ -160,7 +159,7 @@ __device__ __forceinline__ void finish_tile(const ExpertProduct& p, const Produc
     const int row = i / (S::kTiles << shift), column = i % (S::kTiles << shift);
     if (column >= tiles << shift) continue;
     const int output = p.gated ? column / 8 * 16 + column % 8 : column;
-    const int64_t to = (tile.outputs << shift) + column;
+    const int32_t to = (tile.outputs << shift) + column;
     const bool exists = to < p.columns;  // what pads k stays 0 where x is not finite
     const float h = exists ? activate(p, value(row, output), p.gated ? value(row, output + 8) : 1.0f) : 0.0f;
     store_h<K>(p, tile.row + row, to, h);
@@ -184,19 +183,22 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) expert_product_kernel
       row_of[r] = row >= tile.end ? -1 : p.order ? p.order[row] / p.routes_per_row : row;
     }
     __syncthreads();
-    auto load = [&](int64_t s) {
-      if (s < p.matrix.steps) load_stage<K, S>(p, expert, tile.outputs, row_of, s, shared + s % S::kStages * Stage::kBytes);
+    const auto steps = static_cast<int32_t>(p.matrix.steps);
+    auto load = [&](int32_t s, int slot) {
+      if (s < steps) load_stage<K, S>(p, expert, tile.outputs, row_of, s, shared + slot * Stage::kBytes);
       cp_async_commit();
     };
 #pragma unroll 1
-    for (int s = 0; s < S::kStages - 1; ++s) load(s);
+    for (int s = 0; s < S::kStages - 1; ++s) load(s, s);
     typename K::Sum sums[S::kM][S::kN][4] = {};
+    int slot = 0;
 #pragma unroll 1
-    for (int64_t s = 0; s < p.matrix.steps; ++s) {
+    for (int32_t s = 0; s < steps; ++s) {
       cp_async_wait<S::kStages - 2>();
       __syncthreads();  // step s is there for everybody, and step s - 1 is multiplied
-      load(s + S::kStages - 1);
-      multiply_step<K, Stage, S::kM, S::kN>(sums, shared + s % S::kStages * Stage::kBytes, first_tile, first_row, p.points != 0, lane);
+      load(s + S::kStages - 1, slot == 0 ? S::kStages - 1 : slot - 1);
+      multiply_step<K, Stage, S::kM, S::kN>(sums, shared + slot * Stage::kBytes, first_tile, first_row, lane);
+      slot = slot + 1 == S::kStages ? 0 : slot + 1;
     }
     cp_async_wait<0>();
     __syncthreads();

@@ -27,7 +27,7 @@ struct ExpertProduct {
   int64_t expert_bytes;
   MatrixImage matrix;
   int64_t group;
-  int32_t experts, points;
+  int32_t experts;
   // Rows of x are found by way of the routes, rows of h stand in their order.
   const char* rows;
   int64_t row_bytes;
@@ -55,7 +55,8 @@ struct ExpertOps {
 ExpertOps expert_ops_float32();
 ExpertOps expert_ops_bfloat16();
 ExpertOps expert_ops_int8();
-ExpertOps expert_ops_int4(bool small);
+ExpertOps expert_ops_int4(bool small);  // groups of 32, or longer ones
+ExpertOps expert_ops_int4_points(bool small);
 ExpertOps expert_ops_mxfp4();
 ExpertOps expert_ops_float8();
 

@@ -148,7 +148,8 @@ void cut_groups(const Run& r, int threads, std::vector<Group>& groups) {
   }
 }
 
-Status run_groups(const Run& r, const std::vector<Group>& groups, const Exec& exec) {
+// `also`: the run of another product of the same operands, or null.
+Status run_groups(const Run& r, const Run* also, const std::vector<Group>& groups, const Exec& exec) {
   std::atomic<bool> failed{false};
   const char* weights = r.first.matrix->panel(0);
   const bool done = parallel_for(exec, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
@@ -163,7 +164,9 @@ Status run_groups(const Run& r, const std::vector<Group>& groups, const Exec& ex
         hidden_panels(r, g, m, 0, r.first.matrix->panels, r.second.matrix->panel(0));
         pack_hidden_rows(r, g, m);
       }
-      last_panels(r, g, m, 0, (r.hidden() ? r.second : r.first).matrix->panels, weights);
+      const char* next = also ? also->first.matrix->panel(0) : weights;
+      last_panels(r, g, m, 0, (r.hidden() ? r.second : r.first).matrix->panels, next);
+      if (also) last_panels(*also, g, m, 0, also->first.matrix->panels, weights);
     }
   });
   if (failed.load()) return kNoMemory;
@@ -171,7 +174,7 @@ Status run_groups(const Run& r, const std::vector<Group>& groups, const Exec& ex
 }
 
 // Few rows: all threads pack them, then share the panels.
-Status share_panels(const Run& r, const Exec& exec) {
+Status share_panels(const Run& r, const Run* also, const Exec& exec) {
   const Group all = {0, static_cast<int64_t>(r.tiles.size())};
   HugeBuffer buffer;
   if (!buffer.reset(Memory(r, r.a.rows, nullptr).bytes)) return kNoMemory;
@@ -193,7 +196,11 @@ Status share_panels(const Run& r, const Exec& exec) {
   const bool done = shared(r.hidden() ? *r.second.matrix : *r.first.matrix, [&](int64_t begin, int64_t end, const char* next) {
     last_panels(r, all, m, begin, end, next);
   });
-  return done ? kOk : kCancelled;
+  if (!done || !also) return done ? kOk : kCancelled;
+  const bool both = shared(*also->first.matrix, [&](int64_t begin, int64_t end, const char* next) {
+    last_panels(*also, all, m, begin, end, next);
+  });
+  return both ? kOk : kCancelled;
 }
 
 }  // namespace
@@ -217,8 +224,21 @@ Status fused_linear(const FusedLinearArgs& a, const Exec& exec) {
   } catch (const std::bad_alloc&) {
     return kNoMemory;
   }
-  if (exec.threads > 1 && tiles <= 2 * exec.threads && tiles <= kGroupRows / most) return share_panels(r, exec);
-  return run_groups(r, groups, exec);
+  FusedLinearArgs other;
+  other.rows = a.rows;
+  other.weight = a.also;
+  other.bias = a.also_bias;
+  other.out = a.also_out;
+  std::unique_ptr<Run> also;
+  if (a.also) {
+    try {
+      also.reset(new Run{other, r.stages, Product(*a.also, exec.isa), Product(), r.block, r.tiles});
+    } catch (const std::bad_alloc&) {
+      return kNoMemory;
+    }
+  }
+  const bool few = exec.threads > 1 && tiles <= 2 * exec.threads && tiles <= kGroupRows / most;
+  return few ? share_panels(r, also.get(), exec) : run_groups(r, also.get(), groups, exec);
 }
 
 }  // namespace heddle

@@ -1,6 +1,7 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { cudaMemory, setCudaMemoryLimit } from '../../lib/device.ts';
 import { encodeFloats, type FloatType } from '../../lib/dtype.ts';
+import { packMatrixSync } from '../../lib/gemm/linear.ts';
 import {
   expertsForward,
   expertsForwardSync,
@@ -63,11 +64,12 @@ const live = () => {
 describe.skipIf(!hasCuda())('expert compute on cuda', () => {
   afterEach(() => setCudaMemoryLimit(0));
 
-  // 150 rows an expert: the path for many; 17: for some; 1 and 5: for few.
+  // 150 (100) rows an expert: the path for many; 17 (12): for some; 1 and 5: for few. Some sizes have more tiles than the shim has
+  // blocks, so that blocks take several.
   const types: [string, Size, PackExpertsOptions][] = [
     ['float32', { experts: 2, d: 84, f: 36 }, {}],
-    ['bfloat16', { experts: 2, d: 84, f: 36 }, { type: 'bfloat16' }],
-    ['int8', { experts: 2, d: 100, f: 70 }, { type: 'int8' }],
+    ['bfloat16', { experts: 2, d: 200, f: 420 }, { type: 'bfloat16' }],
+    ['int8', { experts: 3, d: 100, f: 420 }, { type: 'int8' }],
     ['int4', { experts: 2, d: 160, f: 96 }, { type: 'int4' }],
     ['int4 with zero points', { experts: 2, d: 160, f: 96 }, { type: 'int4', symmetric: false }],
     ['int4 of 64', { experts: 2, d: 192, f: 64 }, { type: 'int4', groupSize: 64 }],
@@ -114,6 +116,28 @@ describe.skipIf(!hasCuda())('expert compute on cuda', () => {
       const [actual, expected] = [run('cuda'), run('reference')];
       for (const [i, v] of actual.entries()) expect(Math.abs(v - expected[i])).toBeLessThan(1e-5);
     }
+  });
+
+  it('more routes than one block plans: the same bits, masked ones too', () => {
+    const weights = packExpertsSync(sourcesOf({ experts: 5, d: 20, f: 12 }), { backend: 'cuda' });
+    const x = tokensOf(700, 20);
+    const routing = routingOf(700, 2, 5);
+    for (let i = 0; i < 1400; i += 7) routing.indices.data[i] = -1;
+    const all = expertsForwardSync(x, routing, weights);
+    for (const [begin, end] of [
+      [0, 1],
+      [300, 700],
+    ]) {
+      const part = expertsForwardSync(...rowsOf(x, routing, begin, end), weights);
+      expect(bits(part).equals(bits(all).subarray(begin * 80, end * 80))).toBe(true);
+    }
+    routing.indices.data[1203] = 5;
+    expectThrow(
+      () => expertsForwardSync(x, routing, weights),
+      'ERR_VALUE',
+      /routing\.indices\[601, 1\] is 5/,
+    );
+    weights.dispose();
   });
 
   it('empty experts, masked routes, no routes and no tokens give what is left', () => {
@@ -241,6 +265,7 @@ describe.skipIf(!hasCuda())('expert compute on cuda', () => {
       /packed for backend cpu/,
     );
     expectThrow(() => reference.toSync('cuda'), 'ERR_BACKEND', /backend reference/);
+    expectThrow(() => packMatrixSync(x, { backend: 'cuda' }), 'ERR_BACKEND', /cannot be made on cuda/);
     expectThrow(() => cuda.toSync('cpu'), 'ERR_BACKEND', /backend cuda/);
     expectThrow(() => cpu.toSync('gpu' as never), 'ERR_OPTION', /'gpu'/);
     const wrong = { ...routing, indices: new Tensor('int32', Int32Array.of(0, 1, 2, 0), [2, 2]) };

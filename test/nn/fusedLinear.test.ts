@@ -156,6 +156,37 @@ describe.each(everyVariant())('fusedLinear on $name', ({ options, use }) => {
     dispose();
   });
 
+  it.each([1, 5, 77, 200])('computes two products of the same %i rows', (rows) => {
+    use();
+    const random = new Random(rows);
+    const dense = (n: number) => {
+      const source = new Tensor('float32', random.normals(n * 24), [n, 24]);
+      const bias = new Tensor('float32', random.normals(n), [n]);
+      return { weight: packMatrixSync(source, options), bias };
+    };
+    const [one, two] = [dense(70), dense(33)];
+    const x = random.normals(rows * 24);
+    const norm = {
+      weight: new Tensor('float32', random.normals(24), [24]),
+      bias: new Tensor('float32', random.normals(24), [24]),
+      epsilon: 1e-5,
+      unitOffset: false,
+    };
+    for (const threads of [1, 2, 5]) {
+      const o = { ...options, threads };
+      const [out, alsoOut] = [new Float32Array(rows * 70), new Float32Array(rows * 33)];
+      runSync(fusedLinear({ x, rows, norm, weight: one, out, also: { weight: two, out: alsoOut } }, o));
+      const alone = new Float32Array(rows * 33);
+      runSync(fusedLinear({ x, rows, norm, weight: two, out: alone }, o));
+      expect(Buffer.from(alsoOut.buffer).equals(Buffer.from(alone.buffer))).toBe(true);
+      const first = new Float32Array(rows * 70);
+      runSync(fusedLinear({ x, rows, norm, weight: one, out: first }, o));
+      expect(Buffer.from(out.buffer).equals(Buffer.from(first.buffer))).toBe(true);
+    }
+    one.weight.dispose();
+    two.weight.dispose();
+  });
+
   it('computes a row in place, and the same alone', () => {
     use();
     const random = new Random(5);

@@ -208,6 +208,8 @@ describe('PrivateOptimizer with an adaptive norm', () => {
     expectThrow(load({ clipping: null }), 'ERR_CHECKPOINT', /adaptive clipping/);
     const later = { ...state.progress.clipping, nextStep: 3 };
     expectThrow(load({ clipping: later }), 'ERR_CHECKPOINT', /clipping norm is that of step 3, not 2/);
+    const louder = { ...state.progress.clipping, countStddev: 1 };
+    expectThrow(load({ clipping: louder }), 'ERR_CHECKPOINT', /clipping norm is of another configuration/);
     expect(optimizer.steps).toBe(0);
     const refused = (maxNorm: number | AdaptiveClipping, message: RegExp) =>
       expectThrow(

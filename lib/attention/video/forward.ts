@@ -67,15 +67,15 @@ function* embed(r: ForwardRun, x: Float32Array): Steps<void> {
   }
   if (count === 0) return;
   const [clips, , channels] = frames.dims;
+  // By frame, whatever the order of the rows: neighbours share lines of pixels.
+  const begins = new Int32Array(clips * time + 1);
+  for (let i = 0; i < rows.t.length; i++) if (rows.t[i] >= 0) begins[rows.clip[i] * time + rows.t[i] + 1]++;
+  for (let g = 0; g < clips * time; g++) begins[g + 1] += begins[g];
+  const offsets = Int32Array.from({ length: clips + 1 }, (_, clip) => begins[clip * time]);
   const to = new Int32Array(count);
-  const tokens = new Int32Array(count);
-  const offsets = new Int32Array(clips + 1);
-  for (let i = 0, at = 0; i < rows.t.length; i++) {
-    if (rows.t[i] < 0) continue;
-    to[at] = i;
-    tokens[at++] = rows.t[i] * patches + rows.n[i];
-    offsets[rows.clip[i] + 1] = at;
-  }
+  for (let i = 0; i < rows.t.length; i++)
+    if (rows.t[i] >= 0) to[begins[rows.clip[i] * time + rows.t[i]]++] = i;
+  const tokens = to.map((i) => rows.t[i] * patches + rows.n[i]);
   const add: AddedRows[] = [];
   const { positions, spacePositions } = p;
   const timePositions = c.attention === 'factorized-encoder' ? undefined : p.timePositions;

@@ -112,7 +112,7 @@ function normOf(s: Stream, norm: NormWeights): FusedLinear['norm'] {
   return { ...norm, epsilon, unitOffset };
 }
 
-/** out = norm(x) Wᵀ + bias of rows [begin, end) of a view. */
+/** out = norm(x) Wᵀ + bias of rows [begin, end) of a view, and another such product. */
 function project(
   s: Stream,
   v: View,
@@ -120,9 +120,10 @@ function project(
   norm: NormWeights,
   weight: Dense,
   out: Float32Array,
+  also?: FusedLinear['also'],
 ): Steps<void> {
   const { rows, index } = rowsIn(s.x, s.config.hiddenSize, v.order, begin, end);
-  const f = { x: rows, rows: end - begin, index, norm: normOf(s, norm), weight, out };
+  const f = { x: rows, rows: end - begin, index, norm: normOf(s, norm), weight, out, also };
   return fusedLinear(f, s.options);
 }
 
@@ -295,8 +296,14 @@ function* shortBlock(s: Stream, v: View, b: Block, step: AttentionStep, sums: Cl
   const buffer = s.keep ? new Float32Array(4 * size) : s.scratch;
   const [first, second, both] = cut(buffer, size, size, 2 * size);
   const kv = keyValueIn(w, both, rows);
-  yield* keysAndValues(s, v, [b.begin, b.end], step, first, kv, 0);
-  const [q, h] = yield* queriesOf(s, v, [b.begin, b.end], step, first, second);
+  const range = [b.begin, b.end] as const;
+  let [q, h] = [first, second];
+  if (w.keyValue.length === 1) {
+    yield* project(s, v, range, step.norm, w.keyValue[0], both, { weight: w.query, out: q });
+  } else {
+    yield* keysAndValues(s, v, range, step, first, kv, 0);
+    [q, h] = yield* queriesOf(s, v, range, step, first, second);
+  }
   const length = uniformLength(v, b);
   const segments = length > 0 ? undefined : v.offsets.slice(b.first, b.last + 1).map((o) => o - b.begin);
   const shape = length > 0 ? ([b.last - b.first, length, length] as const) : ([1, rows, rows] as const);
@@ -322,7 +329,7 @@ function* shortBlock(s: Stream, v: View, b: Block, step: AttentionStep, sums: Cl
     const from = (v.offsets[g] - b.begin) * width;
     sums.add(v.order[v.offsets[g]], h.subarray(from, from + width));
   }
-  yield* addBlock(s, v, [b.begin, b.end], h, step);
+  yield* addBlock(s, v, range, h, step);
 }
 
 /** Columns [from, from + count) of rows of `width`. */

@@ -53,6 +53,9 @@ export function fusedLinearReference(
   addIndex1: Int32Array | null,
   out: Float32Array,
   to: Int32Array | null,
+  also: ReferenceMatrix | null,
+  alsoBias: Float32Array | null,
+  alsoOut: Float32Array | null,
 ): number {
   const { k } = hidden ?? weight;
   let h = new Float32Array(rows * k);
@@ -67,6 +70,7 @@ export function fusedLinearReference(
     linearReference(m, h, FLOAT32, rows, b, act, y, FLOAT32);
     return y;
   };
+  if (also !== null && alsoOut !== null) alsoOut.set(product(also, alsoBias, 0));
   if (hidden !== null) h = product(hidden, hiddenBias, hiddenActivation);
   const y = product(weight, bias, activation);
   const tables = [
