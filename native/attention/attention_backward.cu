@@ -14,8 +14,10 @@
 //
 // Floor, of 14 pairs head_dim operations (7 with causal): on an H100 mma.sync reaches about 60 % of 990 TFLOP/s, so one
 // head of 8,192 queries and keys with D = 128 takes 0.2 ms at best, 0.1 ms causal, against 0.01 ms for its memory.
-// Shared memory limits it next: a warp of 16 lines loads 4 + 4 fragments for 8 products of D = 128; 32 lines, where
-// registers allow them (D <= 64), halve that. Not measured on a GPU yet.
+// Next come shared memory and instruction slots. With 16 lines a warp, the first products take 0.75 ldmatrix.x4 per
+// mma and the second 0.5; with 32 lines, where registers allow them (D <= 64), 0.5 and 0.25. Beside them stand about 8
+// instructions per pair, which is why 2^x is the approximate one, a streamed line is found once a warp, and its row's
+// terms are asked for a tile ahead. Not measured on a GPU yet.
 #include "attention/attention_backward_launch.h"
 #include "attention/attention_backward_rows.cuh"
 
