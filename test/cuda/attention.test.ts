@@ -5,7 +5,7 @@ import { Tensor } from '../../lib/index.ts';
 import { Random } from '../cases/random.ts';
 import { hasCuda, testCudaCases } from '../helpers/cuda.ts';
 
-testCudaCases('attention', ['attention', 'attentionBackward', 'factorizedAttentionBackward']);
+testCudaCases('attention', ['attention', 'decodeAttention', 'attentionBackward', 'factorizedAttentionBackward']);
 
 describe.skipIf(!hasCuda())('cuda, attention rows that see only NaN logits', () => {
   it.each(['float32', 'bfloat16'] as const)('are NaN and leave the others alone: %s', (type) => {
