@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
 
     float z[4][4] = {};
     const char* keys = block_of(pools.keys, key_page, key_bytes);
-#pragma unroll 4
+#pragma unroll 2
     for (int s = 0; s < steps; s += Steps::kDepth) {
       Fragments<T> f;
       f.fill([&](int i) {
