@@ -166,6 +166,8 @@ template <CacheType T, int Pieces, int Width>
 __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunch d, DecodeShared layout) {
   using Steps = WordSteps<T>;
   constexpr int kGroups = Width / 32;
+  // Loads under way, as far as registers reach without spills.
+  constexpr int kUnroll = Width > 128 && Steps::kPieces > 1 ? 1 : Width > 128 || Pieces > 1 ? 2 : 4;
   __shared__ PageBlock pages[kPartBlocks];  // where each 16 keys lie
   HEDDLE_DYNAMIC_SHARED(unsigned char, shared);
   auto* fragments = reinterpret_cast<uint4*>(shared);
@@ -268,7 +270,7 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
 
     float z[4][4] = {};
     const char* keys = block_of(pools.keys, key_page, key_bytes);
-#pragma unroll 4
+#pragma unroll kUnroll
     for (int s = 0; s < steps; s += Steps::kDepth) {
       Fragments<T> f;
       f.fill([&](int i) {

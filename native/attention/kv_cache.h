@@ -1,4 +1,5 @@
-// A cache of keys and values in pages, on the device (on the CPU lib/attention/kvCache.ts writes the same pools itself).
+// A cache of keys and values in pages, on the device. No front calls this yet, and it is not tested: KVCache keeps its
+// pages on the host (lib/attention/kvCache.ts), and decodeAttention with backend cuda copies them at every call.
 //
 // Layout of the pools: decode_attention.h. The front owns the block tables; what is done to pages is done here:
 //   clear      all pools become zero (padded dims and slots are read, with weight 0)
