@@ -239,8 +239,9 @@ Status decode_parts(const DecodeAttentionArgs& a, const Exec& exec) {
 // what a plain read of the same pools reaches between the calls, with one and four query heads per key head:
 // - 32,768 keys: float32 85 and 77 %. 131,072 keys: bfloat16 89 and 76 %, int8 80 to 85 and 59 to 62 %, int4 69 to 83
 //   and 39 to 48 %.
-// - Four rows on int8 and int4 are bound by arithmetic: 48,000 and 44,000 cycles per part and key head with the data in
-//   L2, of which 25,000 are vpdpbusd (24 bits of q and of p take three each). At one row the same data take 31,000 and
-//   17,000. Widening to fp32 needs half as many operations again; fewer bits of q or p miss the bound of 5e-6.
-// Reasoned, not measured one by one: KVCache asks for 2 MiB pages; each chunk fetches the next one while it is computed,
-// the softmax fetches values, and a tile of several units knows the keys of its next unit; q is packed once per call.
+// - Four rows on int8 and int4 are bound by arithmetic: on one core a part and key head take 15.1 and 14.1 us from memory
+//   and as much from L2, of which vpdpbusd at its peak takes 9.0 (24 bits of q and of p take three each); reading takes
+//   9.5 and 4.8. One row takes 10.8 and 6.4. Widening to fp32 needs half as many operations again; fewer bits of q or p
+//   miss the bound of 5e-6.
+// Reasoned, not measured one by one: KVCache asks for 2 MiB pages; memory is fetched kLeadBytes before it is computed on,
+// across passes and units of a tile; q is packed once per call.
