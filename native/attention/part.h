@@ -10,7 +10,7 @@ constexpr int kChunk = 64;                     // slots of a chunk at most
 constexpr int kScoreSlack = 16;                // before the first and after the last key of a part
 constexpr int kDotChunks = 4;                  // chunks whose values the integer kernels take in one go: they fit into L1
 constexpr int kPartStride = kDecodePart + 48;  // floats of a row of scores: its slack, and no power of two
-constexpr int kLeadBytes = 32 << 10;           // that are fetched before they are computed on, in whole chunks
+constexpr int kLeadBytes = 12 << 10;           // that are fetched before they are computed on, in whole chunks
 constexpr int kMaxLead = 16;                   // chunks
 
 // Slots [begin, end) of one page, at most kChunk of them from a multiple of 16 on.
