@@ -1,3 +1,4 @@
+import { isOnDevice, type Location, placeOf } from '../device.ts';
 import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { optionChoice, optionNumber } from '../op.ts';
@@ -91,6 +92,8 @@ export interface FactorizedPrepared {
   classToken?: { query: Input; key: Input; value: Input; outputStrides: readonly number[] };
   batch: number;
   frames: number;
+  /** Where the inputs are. */
+  place: Location;
 }
 
 function sameType(t: Tensor<FloatType>, type: FloatType, name: string): void {
@@ -138,6 +141,7 @@ function classInputs(
   q: Input,
   k: Input,
   v: Input,
+  device: 'device' | undefined,
 ): FactorizedPrepared['classToken'] {
   const c = o.classToken as ClassToken;
   checkKeys(c, ['mode', 'query', 'key', 'value', 'strides'], 'classToken');
@@ -157,7 +161,7 @@ function classInputs(
   if (o.axis === 'time') return undefined;
   const part = (name: 'query' | 'key' | 'value', of: Input) => {
     const label = `classToken.${name}`;
-    const x = asInput(c[name], c.strides?.[name], label);
+    const x = asInput(c[name], c.strides?.[name], label, 4, device);
     sameType(x.tensor, of.tensor.type, label);
     sameDims(x.tensor, [batch, 1, ...of.tensor.dims.slice(3)], label);
     if (x.strides[3] !== of.strides[4]) {
@@ -176,20 +180,24 @@ function classInputs(
   return { query: part('query', q), key: part('key', k), value: part('value', v), outputStrides };
 }
 
-/** Checks q, k, v and the options; the caller has refused unknown ones. */
+/**
+ * Checks q, k, v and the options; the caller has refused unknown ones.
+ * @param device whether the op takes tensors on the device
+ */
 export function prepareFactorized(
   q: TensorLike,
   k: TensorLike,
   v: TensorLike,
   o: FactorizedAttentionOptions,
+  device?: 'device',
 ): FactorizedPrepared {
   const axis = optionChoice(o?.axis ?? null, AXES, 'joint', 'axis');
   if (o.strides !== undefined) checkKeys(o.strides, ['query', 'key', 'value', 'output'], 'strides');
   const packed = o.tokens !== undefined;
   const rank = packed ? (q?.dims?.length === 4 ? 4 : 3) : 5;
-  const query = asInput(q, o.strides?.query, 'q', rank);
-  const key = asInput(k, o.strides?.key, 'k', rank);
-  const value = asInput(v, o.strides?.value, 'v', rank);
+  const query = asInput(q, o.strides?.query, 'q', rank, device);
+  const key = asInput(k, o.strides?.key, 'k', rank, device);
+  const value = asInput(v, o.strides?.value, 'v', rank, device);
   const qd = query.tensor.dims;
   const kd = key.tensor.dims;
   const vd = value.tensor.dims;
@@ -274,7 +282,7 @@ export function prepareFactorized(
   n[F.uniformEmpty] = optionChoice(o.emptyRows, EMPTY_ROWS, 'zero', 'emptyRows') === 'uniform' ? 1 : 0;
 
   const inputs: Tensor[] = [query.tensor, key.tensor, value.tensor];
-  const classToken = o.classToken === undefined ? undefined : classInputs(o, batch, query, key, value);
+  const classToken = o.classToken === undefined ? undefined : classInputs(o, batch, query, key, value, device);
   if (classToken !== undefined) {
     for (const [x, at] of [
       [classToken.query, F.classQueryStrides],
@@ -293,20 +301,35 @@ export function prepareFactorized(
   let bias: Tensor<FloatType> | null = null;
   if (o.bias !== undefined) {
     refuse(axis === 'split-heads', 'bias', 'for axis split-heads');
-    bias = asTensor(o.bias, 'bias', FLOAT_TYPES);
+    bias = asTensor(o.bias, 'bias', FLOAT_TYPES, undefined, device);
     n.set(broadcast(bias, full, 'bias'), F.biasStrides);
     inputs.push(bias);
   }
   let mask: Tensor<'uint8'> | null = null;
   if (o.mask !== undefined) {
     refuse(axis === 'split-heads', 'mask', 'for axis split-heads');
-    mask = asTensor(o.mask, 'mask', ['uint8']);
+    mask = asTensor(o.mask, 'mask', ['uint8'], undefined, device);
     n.set(broadcast(mask, full, 'mask'), F.maskStrides);
     inputs.push(mask);
   }
-  const alibi = headVector(o.alibiSlopes, heads, 'alibiSlopes');
-  const sinks = headVector(o.sinks, heads, 'sinks');
-  for (const x of [alibi, sinks]) if (x !== null) inputs.push(makeTensor('float32', x, [x.length]));
+  const alibi = headVector(o.alibiSlopes, heads, 'alibiSlopes', device);
+  const sinks = headVector(o.sinks, heads, 'sinks', device);
+  const perHead = [alibi, sinks].map((x) => (x === null ? null : makeTensor('float32', x, [x.length])));
+  for (const x of perHead) if (x !== null) inputs.push(x);
+  // Numbers per head and the tokens' indices may stay on the host: they are small, and copied with the call.
+  const [alibiSlopes, headSinks] = perHead.map((x) => (x !== null && isOnDevice(x) ? x : null));
+  const place = placeOf('factorizedAttention', o, {
+    q: query.tensor,
+    k: key.tensor,
+    v: value.tensor,
+    'classToken.query': classToken?.query.tensor,
+    'classToken.key': classToken?.key.tensor,
+    'classToken.value': classToken?.value.tensor,
+    bias,
+    mask,
+    alibiSlopes,
+    sinks: headSinks,
+  });
   const args: FactorizedArguments = [
     n,
     DTYPE_CODE[query.tensor.type],
@@ -339,5 +362,6 @@ export function prepareFactorized(
     classToken,
     batch,
     frames,
+    place,
   };
 }

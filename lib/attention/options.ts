@@ -1,3 +1,4 @@
+import { DeviceData } from '../device.ts';
 import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { optionChoice, optionFlag, optionInteger, optionNumber } from '../op.ts';
@@ -105,15 +106,29 @@ export function contiguousStrides(dims: readonly number[]): number[] {
 
 const COUNTS = ['no', 'one', 'two', 'three', 'four', 'five'];
 
-/** A float tensor of a rank, contiguous or with strides that stay inside its data. */
+/** All data of a strided argument in one dim; on the device, `data` may be a `subarray` of a tensor's. */
+function flatView(value: TensorLike, length: number, name: string, device?: 'device'): Tensor<FloatType> {
+  const data = value?.data;
+  if (device !== undefined && data instanceof DeviceData) {
+    const view = makeTensor(value.type as FloatType, data as never, [length]);
+    return asTensor<FloatType>(view, name, FLOAT_TYPES, 1, device);
+  }
+  return asTensor<FloatType>({ ...value, data, type: value?.type, dims: [length] }, name, FLOAT_TYPES);
+}
+
+/**
+ * A float tensor of a rank, contiguous or with strides that stay inside its data.
+ * @param device whether it may be on the device, as in `asTensor`
+ */
 export function asInput(
   value: TensorLike,
   strides: readonly number[] | undefined,
   name: string,
   rank = 4,
+  device?: 'device',
 ): { tensor: Tensor<FloatType>; strides: readonly number[] } {
   if (strides === undefined) {
-    const tensor = asTensor(value, name, FLOAT_TYPES, rank);
+    const tensor = asTensor(value, name, FLOAT_TYPES, rank, device);
     return { tensor, strides: contiguousStrides(tensor.dims) };
   }
   if (
@@ -124,11 +139,7 @@ export function asInput(
     throw new HeddleError('ERR_OPTION', `strides of ${name} must be ${COUNTS[rank]} integers of at least 0`);
   }
   const length = (value?.data as { length?: number } | undefined)?.length ?? 0;
-  const flat: Tensor<FloatType> = asTensor<FloatType>(
-    { ...value, data: value?.data, type: value?.type, dims: [length] },
-    name,
-    FLOAT_TYPES,
-  );
+  const flat = flatView(value, length, name, device);
   const dims = value.dims;
   if (!Array.isArray(dims) || dims.length !== rank || dims.some((x) => !Number.isSafeInteger(x) || x < 0)) {
     throw new HeddleError('ERR_SHAPE', `${name}: dims must be ${COUNTS[rank]} non-negative integers`);
@@ -145,12 +156,17 @@ export function asInput(
   return { tensor: makeTensor(flat.type, flat.data, dims), strides };
 }
 
-export function headVector(value: HeadVector | undefined, heads: number, name: string): Float32Array | null {
+export function headVector(
+  value: HeadVector | undefined,
+  heads: number,
+  name: string,
+  device?: 'device',
+): Float32Array | null {
   if (value === undefined) return null;
   const t =
     value instanceof Float32Array
       ? makeTensor('float32', value, [value.length])
-      : asTensor(value, name, ['float32'], 1);
+      : asTensor(value, name, ['float32'], 1, device);
   if (t.dims[0] !== heads) throw shapeError(name, `[${heads}]`, t.dims);
   return t.data;
 }

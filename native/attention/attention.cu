@@ -1,6 +1,6 @@
 // attention() on the device; definition and promises in attention.h.
 //
-// Two kernels. `exact` is the reference-grade one, for every type, head size and stride: fp32 throughout, a warp a row,
+// Two kernels here, and one for sequences of up to 64 keys in attention_short.cu. `exact` is the reference-grade one, for every type, head size and stride: fp32 throughout, a warp a row,
 // 32 keys at a time with one key per lane for q.k and one value column per lane for p v. `matrix` serves bf16 and fp16
 // with head sizes up to 256 on the matrix cores: a warp has 16 rows, the block's four warps share tiles of keys and
 // values in shared memory; values arrive while q.k runs and the next keys while p v runs. Logits, maxima and sums are
@@ -9,8 +9,8 @@
 // A row's bits depend on its own sequence alone: tiles start at fixed multiples inside it, and a tile that a row does
 // not see multiplies its sums by 1 and adds 0. A tile with masked keys whose values are not finite takes a loop that
 // skips weights of 0. Not measured on a GPU yet.
+#include "attention/attention_launch.h"
 #include "attention/attention_matrix.cuh"
-#include "cuda/job.h"
 
 namespace heddle {
 namespace {
@@ -98,25 +98,14 @@ __global__ void __launch_bounds__(kExactRows* kWarp) attention_exact_kernel(Atte
   if (lane == 0) put_lse(a, s, position, head, end.lse);
 }
 
-bool aligned_rows(const AttentionProblem& p) {
-  auto fits = [](const void* base, const int64_t* stride, int64_t inner, const int64_t* extra) {
-    int64_t all = inner | stride[0] | stride[1] | stride[2] | extra[0] | extra[1] | extra[2];
-    return stride[3] == 1 && all % 8 == 0 && reinterpret_cast<uintptr_t>(base) % 16 == 0;
-  };
-  const int64_t q[3] = {p.prefix.query, p.prefix.query_stride[0], p.prefix.query_stride[1]};
-  const int64_t k[3] = {p.prefix.key, p.prefix.key_stride[0], p.prefix.key_stride[1]};
-  const int64_t v[3] = {p.prefix.value, p.prefix.value_stride[0], p.prefix.value_stride[1]};
-  return fits(p.query, p.query_stride, p.inner_stride.query, q) && fits(p.key, p.key_stride, p.inner_stride.key, k) &&
-         fits(p.value, p.value_stride, p.inner_stride.value, v);
-}
-
 template <DType T, int Width>
 int64_t launch_matrix(const AttentionArgs& a, heddle_cuda_job& job) {
   const AttentionProblem& p = a.problem;
   const int64_t bytes = matrix_shared(Width);
   HEDDLE_ALLOW_SHARED((attention_matrix_kernel<T, Width>), bytes);
   const dim3 grid(static_cast<unsigned>(row_blocks(p, kMatrixRows)), static_cast<unsigned>(p.key_heads));
-  HEDDLE_LAUNCH((attention_matrix_kernel<T, Width>), grid, dim3(kMatrixThreads), bytes, job.stream, a, aligned_rows(p));
+  HEDDLE_LAUNCH((attention_matrix_kernel<T, Width>), grid, dim3(kMatrixThreads), bytes, job.stream, a, aligned_rows(p),
+                serves_short(p));
   return job.launched();
 }
 
@@ -146,11 +135,19 @@ int64_t launch_any(const AttentionArgs& a, heddle_cuda_job& job) {
 
 }  // namespace
 
-HEDDLE_CUDA_OP(attention, AttentionArgs) {
+int64_t launch_attention_on(const AttentionArgs& a, heddle_cuda_job& job) {
   const AttentionProblem& p = a.problem;
   if (p.sequences() == 0 || p.queries == 0 || p.query_heads == 0) return kOk;
   if (row_blocks(p, kExactRows) > INT32_MAX || p.key_heads > 65535) return kUnsupported;
+  if (all_short(p)) return launch_short_attention(a, job);
+  // Ragged sequences of which some may be short: each kernel leaves the other's alone.
+  if (p.query_offsets && serves_short(p)) {
+    const int64_t status = launch_short_attention(a, job);
+    if (status != kOk) return status;
+  }
   return with_float_type(p.type, [&](auto type) { return launch_any<decltype(type)::value>(a, job); });
 }
+
+HEDDLE_CUDA_OP(attention, AttentionArgs) { return launch_attention_on(a, job); }
 
 }  // namespace heddle
