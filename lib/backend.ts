@@ -2,6 +2,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { CudaMemory } from './device.ts';
 import { HeddleError } from './errors.ts';
 
 export type BackendName = 'cpu' | 'reference' | 'cuda';
@@ -26,15 +27,7 @@ export interface CudaDevice {
   totalBytes: number;
   alloc(bytes: number): object | null;
   dispose(handle: object): void;
-  memory(): {
-    live: number;
-    liveBlocks: number;
-    cached: number;
-    peak: number;
-    limit: number;
-    pinned: number;
-    jobs: number;
-  };
+  memory(): CudaMemory;
   setLimit(bytes: number): void;
   trim(): void;
   lastError(): string;

@@ -139,7 +139,8 @@ export function readElement(data: Int32Array | DeviceData, index: number): numbe
   return host[0];
 }
 
-const upload: Op = { name: 'upload', reference: () => -3 };
+/** @internal (device data, host array) */
+export const upload: Op = { name: 'upload', reference: () => -3 };
 const download: Op = { name: 'download', reference: () => -3 };
 
 function prepareCopy(tensor: Tensor, location: Location) {

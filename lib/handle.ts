@@ -20,10 +20,14 @@ export abstract class Handle<R> {
     backend: 'auto' | BackendName | undefined,
     create: (addon: Addon) => object,
     reference: () => R,
+    onDevice = false,
   ) {
     this.addon = resolveBackend(backend);
     this.backend = backendOf(this.addon);
     this.label = label;
+    if (this.backend === 'cuda' && !onDevice) {
+      throw new HeddleError('ERR_BACKEND', `${label} cannot be made on cuda; use backend cpu`);
+    }
     this.data = this.addon === null ? (reference() as object) : create(this.addon);
     Object.defineProperty(this, dispose, { value: () => this.dispose(), enumerable: false });
   }

@@ -189,6 +189,23 @@ export function elementCount(dims: readonly number[], name: string): number {
   return count;
 }
 
+/** The product of dimensions that are known to be good. */
+export const product = (dims: readonly number[]): number => dims.reduce((a, b) => a * b, 1);
+
+export const sameDims = (a: readonly number[], b: readonly number[]): boolean =>
+  a.length === b.length && a.every((d, i) => d === b[i]);
+
+/**
+ * Checks the dimensions of an argument.
+ * @param as what the expected ones are those of, for the message
+ * @throws HeddleError `ERR_SHAPE`
+ */
+export function checkDims(t: Pick<Tensor, 'dims'>, dims: readonly number[], name: string, as = ''): void {
+  if (sameDims(t.dims, dims)) return;
+  const expected = `[${dims.join(', ')}]${as === '' ? '' : ` as ${as}`}`;
+  throw new HeddleError('ERR_SHAPE', `${name}: expected ${expected}, got [${t.dims.join(', ')}]`);
+}
+
 function unknownType(type: unknown, name: string): HeddleError {
   return new HeddleError(
     'ERR_DTYPE',

@@ -80,12 +80,75 @@ def attention(lib, name, batch, queries, keys, heads, key_heads, dim, dtype, cau
                 'f32' if dtype == torch.float32 else 'bf16', peer, 'torch sdpa')
 
 
+class AttentionBackwardArgs(C.Structure):  # native/attention/attention_backward.h
+    _fields_ = [('problem', AttentionProblem), ('upstream', PTR), ('output', PTR), ('log_sum_exp', PTR),
+                ('query_grad', PTR), ('key_grad', PTR), ('value_grad', PTR), ('bias_grad', PTR), ('first_head', C.c_int32),
+                ('heads', C.c_int32), ('prefix_upstream', PTR), ('prefix_weight', C.c_float), ('prefix_output', PTR),
+                ('prefix_lse', PTR), ('prefix_query_grad', PTR), ('prefix_key_grad', PTR), ('prefix_value_grad', PTR)]
+
+
+def backward(lib, name, batch, queries, keys, heads, key_heads, dim, dtype, causal=False):
+    """From what the forward of this library saved; checked against autograd in float64 on up to 256 queries and keys."""
+    forward = attention(lib, name, batch, queries, keys, heads, key_heads, dim, dtype, causal)
+    forward.heddle()
+    q, k, v, out, lse = forward.heddle.tensors
+    upstream = torch.randn_like(out)
+    grads = [torch.empty_like(t) for t in (q, k, v)]
+    p = forward.heddle.args.problem
+    p.query_token[:] = (queries, 1)
+    p.key_token[:] = (keys, 1)
+    launch = lib.launcher('attention_backward', AttentionBackwardArgs(
+        p, ptr(upstream), ptr(out), ptr(lse), *(ptr(t) for t in grads), prefix_weight=1))
+    launch.tensors = (q, k, v, out, lse, upstream, grads)
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    leaves = [t.transpose(1, 2).detach().requires_grad_() for t in (q, k, v)]
+    peer = None
+    if lib.on_gpu:
+        kept = sdpa(*leaves, is_causal=causal, enable_gqa=heads != key_heads)
+
+        def peer():
+            torch.autograd.grad(kept, leaves, upstream.transpose(1, 2), retain_graph=True)
+
+    def check():
+        """One key head and its queries at a time, in float64."""
+        group = heads // key_heads
+        worst = 0.0
+        for h in {0, key_heads - 1}:
+            x, y, z = (t[:1, :, n:n + c].transpose(1, 2).double().requires_grad_()
+                       for t, n, c in ((q, h * group, group), (k, h, 1), (v, h, 1)))
+            expected = [torch.zeros_like(t) for t in (x, y, z)]
+            for at in range(0, queries, 1024):  # queries of a slice, so that their logits fit
+                rows = x[:, :, at:at + 1024]
+                logits = rows @ y.transpose(-1, -2) * dim**-0.5
+                if causal:
+                    last = torch.arange(at, at + rows.shape[2], device=lib.device)[:, None] + keys - queries
+                    logits = logits.masked_fill(torch.arange(keys, device=lib.device)[None] > last, -torch.inf)
+                result = (logits.softmax(-1) @ z)
+                g = upstream[:1, at:at + 1024, h * group:(h + 1) * group].transpose(1, 2).double()
+                for total, part in zip(expected, torch.autograd.grad(result, (x, y, z), g)):
+                    total += part
+            for grad, want, n, c in zip(grads, expected, (h * group, h, h), (group, 1, 1)):
+                worst = max(worst, relative(grad[:1, :, n:n + c].transpose(1, 2), want))
+        return worst
+
+    share = (1 - (queries - 1) / 2 / keys) if causal else 1
+    item = q.element_size()
+    title = forward.name
+    return Case('attention_backward', title, launch, check, 2e-5 if dtype == torch.float32 else 1e-2,
+                item * (q.numel() * 4 + k.numel() * 4), 10 * batch * heads * queries * keys * dim * share,
+                'f32' if dtype == torch.float32 else 'bf16', peer, 'torch sdpa backward')
+
+
 def cases(lib, small):
     half, full = torch.bfloat16, torch.float32
     if small:
         yield attention(lib, 'plain', 2, 37, 53, 3, 3, 64, full)
         yield attention(lib, 'causal', 1, 70, 90, 4, 2, 40, half, causal=True)
         yield attention(lib, 'wide', 1, 33, 65, 2, 2, 192, half)
+        yield backward(lib, 'plain', 2, 37, 53, 3, 3, 64, full)
+        yield backward(lib, 'causal', 1, 70, 90, 4, 2, 40, half, causal=True)
+        yield backward(lib, 'causal', 1, 70, 90, 2, 2, 128, half, causal=True)
+        yield backward(lib, 'wide', 1, 33, 65, 2, 2, 192, half)
         return
     yield attention(lib, 'causal', 1, 8192, 8192, 16, 16, 128, half, causal=True)
     yield attention(lib, 'full', 1, 4096, 4096, 12, 12, 64, half)
@@ -95,3 +158,10 @@ def cases(lib, small):
     for frames in (16, 32, 64):
         yield attention(lib, 'temporal', 4 * 196, frames, frames, 12, 12, 64, half)
     yield attention(lib, 'decode', 4, 1, 32768, 32, 8, 128, half)
+    for dim, heads in ((64, 16), (128, 16)):
+        for length, batch in ((2048, 4), (8192, 1)):
+            for causal in (True, False):
+                yield backward(lib, 'causal' if causal else 'full', batch, length, length, heads, heads, dim, half, causal)
+    yield backward(lib, 'GQA', 1, 4096, 4096, 32, 8, 128, half, causal=True)
+    yield backward(lib, 'spatial', 64, 196, 196, 12, 12, 64, half)
+    yield backward(lib, 'full', 1, 2048, 2048, 12, 12, 64, full)

@@ -60,6 +60,7 @@ export const ONNX_INT64 = 7;
 export interface OnnxTensor {
   name: string;
   type: number;
+  /** -1 in an input or output: any size. */
   dims: number[];
   /** Constant value; without it the tensor is an input or output of the graph. */
   data?: ArrayBufferView;
@@ -109,7 +110,7 @@ function constant(t: OnnxTensor): Message {
 
 function valueInfo(t: OnnxTensor): Message {
   const shape = new Message();
-  for (const d of t.dims) shape.bytes(1, new Message().integer(1, d));
+  for (const d of t.dims) shape.bytes(1, d < 0 ? new Message().bytes(2, 'n') : new Message().integer(1, d));
   const tensorType = new Message().integer(1, t.type).bytes(2, shape);
   return new Message().bytes(1, t.name).bytes(2, new Message().bytes(1, tensorType));
 }

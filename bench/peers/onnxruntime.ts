@@ -11,6 +11,7 @@ import {
   ONNX_INT64,
   ONNX_UINT8,
   type OnnxGraph,
+  type OnnxTensor,
   onnxModel,
 } from './onnxModel.ts';
 import type { Peer } from './peer.ts';
@@ -31,6 +32,14 @@ export interface OnnxWork {
   feeds: Record<string, Float32Array>;
   /** Other values of one input, taken in turn. */
   turns?: { input: string; data: Float32Array[] };
+  /** Works of the same name have the same graph: one session serves them, one after the other. */
+  session?: string;
+}
+
+/** The sizes of a tensor of the graph, whose one size of -1 follows from the data. */
+function dimsOf(tensor: OnnxTensor, length: number): number[] {
+  const known = tensor.dims.reduce((a, b) => (b < 0 ? a : a * b), 1);
+  return tensor.dims.map((d) => (d < 0 ? length / known : d));
 }
 
 /** Graph and data of each op, by its name in a case's `peers.onnxruntime`. */
@@ -139,7 +148,7 @@ const SWIGLU = {
 };
 
 function moeWork(
-  { tokens, experts, k, hidden }: MoeShape,
+  { tokens, experts, k, hidden, intermediate }: MoeShape,
   op: string,
   weightInputs: string[],
   attributes: Record<string, number>,
@@ -157,15 +166,27 @@ function moeWork(
     ],
     constants: [],
     inputs: [
-      { name: 'x', type: ONNX_FLOAT, dims: [tokens, hidden] },
-      { name: 'router', type: ONNX_FLOAT, dims: [tokens, experts] },
+      { name: 'x', type: ONNX_FLOAT, dims: [-1, hidden] },
+      { name: 'router', type: ONNX_FLOAT, dims: [-1, experts] },
     ],
-    outputs: [{ name: 'y', type: ONNX_FLOAT, dims: [tokens, hidden] }],
+    outputs: [{ name: 'y', type: ONNX_FLOAT, dims: [-1, hidden] }],
   };
   const feeds = { x: random.normals(tokens * hidden), router: random.normals(tokens * experts) };
   // Few tokens touch few experts, which would otherwise stay in the last-level cache.
   const data = Array.from({ length: tokens <= 64 ? 8 : 1 }, () => random.normals(tokens * experts));
-  return { graph, feeds, turns: { input: 'router', data } };
+  const session = JSON.stringify([op, experts, k, hidden, intermediate, attributes]);
+  return { graph, feeds, turns: { input: 'router', data }, session };
+}
+
+/** The weights of the last layer asked for: filling gigabytes takes longer than timing them. */
+let lastWeights: { session: string; weights: Required<OnnxTensor>[] } | null = null;
+
+function weightsOf(session: string, make: () => Required<OnnxTensor>[]): Required<OnnxTensor>[] {
+  if (lastWeights?.session !== session) {
+    lastWeights = null; // before the next are made: there may not be room for both
+    lastWeights = { session, weights: make() };
+  }
+  return lastWeights.weights;
 }
 
 /** com.microsoft MoE. */
@@ -173,24 +194,26 @@ function moe(spec: PeerSpec): OnnxWork {
   const shape = moeShape(spec);
   const { experts, hidden, intermediate } = shape;
   const work = moeWork(shape, 'MoE', ['fc1', '', 'fc2'], {});
-  const weights = [
-    { name: 'fc1', dims: [experts, 2 * intermediate, hidden] },
-    { name: 'fc2', dims: [experts, hidden, intermediate] },
-  ].map((w) => ({
-    ...w,
-    type: ONNX_FLOAT,
-    data: filler(
-      w.dims.reduce((a, b) => a * b),
-      0.03,
-    ),
-  }));
+  const weights = weightsOf(work.session, () =>
+    [
+      { name: 'fc1', dims: [experts, 2 * intermediate, hidden] },
+      { name: 'fc2', dims: [experts, hidden, intermediate] },
+    ].map((w) => ({
+      ...w,
+      type: ONNX_FLOAT,
+      data: filler(
+        w.dims.reduce((a, b) => a * b),
+        0.03,
+      ),
+    })),
+  );
   // Constants, as in an exported model, are a little faster than inputs; only too large a layer falls back to those.
   const bytes = weights.reduce((sum, w) => sum + w.data.byteLength, 0);
   if (bytes <= MAX_CONSTANT_BYTES) work.graph.constants.push(...weights);
   else {
     for (const { data, ...tensor } of weights) {
       work.graph.inputs.push(tensor);
-      work.feeds[tensor.name] = data;
+      work.feeds[tensor.name] = data as Float32Array;
     }
   }
   return work;
@@ -206,10 +229,7 @@ function qmoe(spec: PeerSpec): OnnxWork {
     expert_weight_bits: bits,
     ...(block ? { block_size: block } : {}),
   });
-  for (const [name, rows, columns] of [
-    ['fc1', 2 * intermediate, hidden],
-    ['fc2', hidden, intermediate],
-  ] as const) {
+  const matrix = (name: string, rows: number, columns: number): Required<OnnxTensor>[] => {
     const values = new Uint8Array((experts * rows * columns * bits) / 8);
     for (let i = 0, s = 1; i < values.length; i++) {
       s = (Math.imul(s, 1664525) + 1013904223) | 0;
@@ -217,11 +237,17 @@ function qmoe(spec: PeerSpec): OnnxWork {
     }
     const scaleDims = block ? [experts, rows, columns / block] : [experts, rows];
     const scales = new Float32Array(scaleDims.reduce((a, b) => a * b)).fill(bits === 4 ? 0.004 : 0.0003);
-    work.graph.constants.push(
+    return [
       { name, type: ONNX_UINT8, dims: [experts, rows, (columns * bits) / 8], data: values },
       { name: `${name}_scales`, type: ONNX_FLOAT, dims: scaleDims, data: scales },
-    );
-  }
+    ];
+  };
+  work.graph.constants.push(
+    ...weightsOf(work.session, () => [
+      ...matrix('fc1', 2 * intermediate, hidden),
+      ...matrix('fc2', hidden, intermediate),
+    ]),
+  );
   return work;
 }
 
@@ -251,24 +277,29 @@ export interface OnnxruntimePeer extends Peer {
 
 export async function connectOnnxruntime(): Promise<OnnxruntimePeer> {
   const { ort, version } = load();
-  let last: OrtSession | null = null;
+  let last: { session: OrtSession; name: string | undefined } | null = null;
   async function prepare(spec: PeerSpec, threads: number) {
     const make = OPS[spec.op];
     if (!make) throw new Error(`onnxruntime: no op '${spec.op}'; it has: ${Object.keys(OPS).join(', ')}`);
-    await last?.release();
     const work = make(spec);
-    const session = await ort.InferenceSession.create(onnxModel(work.graph), {
-      intraOpNumThreads: threads,
-      interOpNumThreads: 1,
-      executionProviders: ['cpu'],
-    });
-    last = session;
-    const feeds = Object.fromEntries(
-      work.graph.inputs.map((i) => [i.name, new ort.Tensor('float32', work.feeds[i.name], i.dims)]),
-    );
+    const name = work.session === undefined ? undefined : `${work.session} on ${threads} threads`;
+    if (last === null || name === undefined || last.name !== name) {
+      await last?.session.release();
+      last = null;
+      const created = await ort.InferenceSession.create(onnxModel(work.graph), {
+        intraOpNumThreads: threads,
+        interOpNumThreads: 1,
+        executionProviders: ['cpu'],
+      });
+      last = { session: created, name };
+    }
+    const { session } = last;
+    const tensor = (input: OnnxTensor, data: Float32Array) =>
+      new ort.Tensor('float32', data, dimsOf(input, data.length));
+    const feeds = Object.fromEntries(work.graph.inputs.map((i) => [i.name, tensor(i, work.feeds[i.name])]));
     const { turns } = work;
-    const dims = work.graph.inputs.find((i) => i.name === turns?.input)?.dims ?? [];
-    const others = (turns?.data ?? []).map((data) => new ort.Tensor('float32', data, dims));
+    const turning = work.graph.inputs.find((i) => i.name === turns?.input) as OnnxTensor;
+    const others = (turns?.data ?? []).map((data) => tensor(turning, data));
     let turn = 0;
     const next = () => {
       if (!turns || others.length === 0) return session.run(feeds);
@@ -290,7 +321,7 @@ export async function connectOnnxruntime(): Promise<OnnxruntimePeer> {
       return { work, outputs: Object.fromEntries(Object.entries(outputs).map(([n, t]) => [n, t.data])) };
     },
     close() {
-      void last?.release();
+      void last?.session.release();
     },
   };
 }

@@ -8,6 +8,7 @@ so that rounds can be interleaved with heddle's.
 The code of each op is what transformers runs in eager mode (named beside it), without autograd.
 """
 
+import functools
 import itertools
 import json
 import sys
@@ -92,12 +93,19 @@ def decode_attention(batch, keys, heads, key_heads, dim, type="float32"):
     return call
 
 
+@functools.lru_cache(maxsize=1)
+def expert_weights(experts, hidden, intermediate, dtype):
+    """Those of the last layer asked for: filling gigabytes takes longer than timing them."""
+    gate_up = torch.empty(experts, 2 * intermediate, hidden, dtype=dtype).uniform_(-0.03, 0.03)
+    down = torch.empty(experts, hidden, intermediate, dtype=dtype).uniform_(-0.03, 0.03)
+    return gate_up, down
+
+
 @op
 def experts_loop(tokens, experts, k, hidden, intermediate, type="float32"):
     """MixtralExperts, Qwen3MoeExperts in eager mode: a loop over the experts that were hit."""
     dtype = TYPES[type]
-    gate_up = torch.empty(experts, 2 * intermediate, hidden, dtype=dtype).uniform_(-0.03, 0.03)
-    down = torch.empty(experts, hidden, intermediate, dtype=dtype).uniform_(-0.03, 0.03)
+    gate_up, down = expert_weights(experts, hidden, intermediate, dtype)
     x = normals(tokens, hidden, type=type)
     # Several routings in turn: few tokens touch few experts, which would otherwise stay in the last-level cache.
     routings = []

@@ -1,3 +1,4 @@
+import { allocateAt, placeOf } from '../device.ts';
 import type { FloatType } from '../dtype.ts';
 import {
   type AsyncOpOptions,
@@ -9,7 +10,7 @@ import {
   type OpOptions,
 } from '../op.ts';
 import { attentionReference } from '../reference/attention/attention.ts';
-import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import { ATTENTION_OPTION_NAMES, type AttentionOptions, prepareAttention } from './options.ts';
 
 /** What {@link attention} returns. */
@@ -44,27 +45,30 @@ function prepare(
   options: AttentionForwardOptions | undefined,
 ): { args: unknown[]; result: AttentionResult } {
   checkOptions(options, OPTIONS, 'attention');
-  const { args, inputs, query, value } = prepareAttention(q, k, v, options);
+  const { args, inputs, query, value, named } = prepareAttention(q, k, v, options, 'device');
   const [batch, queries, heads] = query.dims;
   const dims = [batch, queries, heads, value.dims[3]];
   const lseDims = [batch, heads, queries];
-  const wantLse = options?.returnLogSumExp === true || options?.out?.logSumExp !== undefined;
-  let output: Tensor<FloatType>;
-  if (options?.out === undefined) {
-    output = makeTensor(query.type, allocate(query.type, dims[0] * dims[1] * dims[2] * dims[3]), dims);
-  } else {
-    output = asTensor(options.out.output, 'out.output', [query.type]);
+  const out = options?.out;
+  let output: Tensor<FloatType> | null = null;
+  let logSumExp: Tensor<'float32'> | null = null;
+  if (out !== undefined) {
+    output = asTensor(out.output, 'out.output', [query.type], undefined, 'device');
     checkOut(output, dims, inputs, 'out.output');
   }
-  const result: AttentionResult = { output };
-  if (wantLse) {
-    if (options?.out?.logSumExp === undefined) {
-      result.logSumExp = makeTensor('float32', new Float32Array(batch * heads * queries), lseDims);
-    } else {
-      result.logSumExp = asTensor(options.out.logSumExp, 'out.logSumExp', ['float32']);
-      checkOut(result.logSumExp, lseDims, [...inputs, output], 'out.logSumExp');
-    }
+  if (out?.logSumExp !== undefined) {
+    logSumExp = asTensor(out.logSumExp, 'out.logSumExp', ['float32'], undefined, 'device');
+    checkOut(logSumExp, lseDims, output === null ? inputs : [...inputs, output], 'out.logSumExp');
   }
+  const place = placeOf('attention', options, { ...named, 'out.output': output, 'out.logSumExp': logSumExp });
+  if (output === null) {
+    const count = dims[0] * dims[1] * dims[2] * dims[3];
+    output = makeTensor(query.type, allocateAt(place, query.type, count), dims);
+  }
+  if (logSumExp === null && options?.returnLogSumExp === true) {
+    logSumExp = makeTensor('float32', allocateAt(place, 'float32', batch * heads * queries), lseDims);
+  }
+  const result: AttentionResult = logSumExp === null ? { output } : { output, logSumExp };
   return { args: [...args, output.data, result.logSumExp?.data ?? null], result };
 }
 
@@ -74,7 +78,8 @@ function prepare(
  * Grouped-query attention follows from the head counts: query head h reads key head `floor(h * keyHeads / heads)`.
  * float32, bfloat16 and float16 inputs accumulate in float32; the output has q's type. What is masked does not
  * exist: its NaN or infinite keys and values never reach the output. A NaN among the visible logits makes its row NaN.
- * Each row is bitwise the same in any batch, among any other queries, and on any number of threads.
+ * Each row is bitwise the same in any batch, among any other queries, and on any number of threads. Where the tensors
+ * are on the device, so are the results; slopes and sinks may be on either, segments and blockIds are on the CPU.
  *
  * @param q `[batch, queries, heads, dim]`, dim 1 to 512
  * @param k `[batch, keys, keyHeads, dim]`; heads must be a multiple of keyHeads

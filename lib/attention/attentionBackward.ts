@@ -1,9 +1,10 @@
+import { isOnDevice, placeOf } from '../device.ts';
 import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { type AsyncOpOptions, call, callSync, checkOptions, type Op, type OpOptions } from '../op.ts';
 import { attentionBackwardReference } from '../reference/attention/attentionBackward.ts';
-import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
-import { gradientTensor } from './gradientTensor.ts';
+import type { Tensor, TensorLike } from '../tensor.ts';
+import { gradientTensor, tensorOfShape } from './gradientTensor.ts';
 import { ATTENTION_OPTION_NAMES, type AttentionOptions, prepareAttention } from './options.ts';
 
 /** Gradients of {@link attention}. */
@@ -39,19 +40,6 @@ const OPTIONS: ReadonlySet<string> = new Set([
 
 const op: Op = { name: 'attentionBackward', reference: attentionBackwardReference };
 
-function ofShape<T extends FloatType>(
-  value: TensorLike,
-  type: T,
-  dims: readonly number[],
-  name: string,
-): Tensor<T> {
-  const t = asTensor(value, name, [type]);
-  if (t.dims.length !== dims.length || t.dims.some((d, i) => d !== dims[i])) {
-    throw new HeddleError('ERR_SHAPE', `${name}: expected [${dims.join(', ')}], got [${t.dims.join(', ')}]`);
-  }
-  return t;
-}
-
 function prepare(
   gradOutput: TensorLike,
   q: TensorLike,
@@ -60,26 +48,36 @@ function prepare(
   options: AttentionBackwardOptions,
 ): { args: unknown[]; result: AttentionGradients } {
   checkOptions(options, OPTIONS, 'attentionBackward');
-  const { args, inputs, query, key, value } = prepareAttention(q, k, v, options);
+  const { args, inputs, query, key, value, named } = prepareAttention(q, k, v, options, 'device');
   const [batch, queries, heads] = query.dims;
   if (options?.output === undefined || options.logSumExp === undefined) {
     throw new HeddleError('ERR_ARGUMENT', 'attentionBackward: options output and logSumExp are required');
   }
   const type = query.type;
   const outDims = [batch, queries, heads, value.dims[3]];
-  const upstream = ofShape(gradOutput, type, outDims, 'gradOutput');
-  const output = ofShape(options.output, type, outDims, 'output');
-  const logSumExp = ofShape(options.logSumExp, 'float32', [batch, heads, queries], 'logSumExp');
+  const upstream = tensorOfShape(gradOutput, type, outDims, 'gradOutput');
+  const output = tensorOfShape(options.output, type, outDims, 'output');
+  const logSumExp = tensorOfShape(options.logSumExp, 'float32', [batch, heads, queries], 'logSumExp');
   const all: Tensor[] = [...inputs, upstream, output, logSumExp];
   const out = options.out;
+  const place = placeOf('attentionBackward', options, {
+    ...named,
+    gradOutput: upstream,
+    output,
+    logSumExp,
+    'out.query': out?.query,
+    'out.key': out?.key,
+    'out.value': out?.value,
+    'out.bias': out?.bias,
+  });
   const result: AttentionGradients = {
-    query: gradientTensor(out?.query, type, query.dims, all, 'out.query'),
-    key: gradientTensor(out?.key, type, key.dims, all, 'out.key'),
-    value: gradientTensor(out?.value, type, value.dims, all, 'out.value'),
+    query: gradientTensor(out?.query, type, query.dims, all, 'out.query', place),
+    key: gradientTensor(out?.key, type, key.dims, all, 'out.key', place),
+    value: gradientTensor(out?.value, type, value.dims, all, 'out.value', place),
   };
   if (options.bias !== undefined) {
-    result.bias = gradientTensor(out?.bias, 'float32', options.bias.dims, all, 'out.bias');
-    result.bias.data.fill(0); // both backends add to it
+    result.bias = gradientTensor(out?.bias, 'float32', options.bias.dims, all, 'out.bias', place);
+    if (!isOnDevice(result.bias)) result.bias.data.fill(0); // the CPU and the reference add to it
   }
   const list = [
     ...args,
@@ -98,7 +96,8 @@ function prepare(
  * Gradients of `sum(gradOutput * attention(q, k, v, options).output)` by q, k, v and the bias. The same options as the
  * forward, and its two results. Sinks, slopes and masks are constants.
  *
- * Deterministic: the same bits in every run and on any number of threads.
+ * Deterministic: the same bits in every run and on any number of threads. Where the tensors are on the device, so are
+ * the gradients; slopes and sinks may be on either, segments and blockIds are on the CPU.
  *
  * @param gradOutput in the dims and type of the output, contiguous
  * @throws HeddleError as {@link attention}

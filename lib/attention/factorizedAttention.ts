@@ -77,7 +77,7 @@ function prepare(
   options: FactorizedAttentionForwardOptions,
 ): { args: unknown[]; result: FactorizedAttentionResult } {
   checkOptions(options, OPTIONS, 'factorizedAttention');
-  const p = prepareFactorized(q, k, v, options, 'device');
+  const p = prepareFactorized('factorizedAttention', q, k, v, options);
   const { type } = p.query;
   const out = options.out;
   const givenAs = (

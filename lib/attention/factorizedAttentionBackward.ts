@@ -1,15 +1,16 @@
+import { isOnDevice, placeOf } from '../device.ts';
 import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { type AsyncOpOptions, call, callSync, checkOptions, type Op, type OpOptions } from '../op.ts';
 import { factorizedAttentionBackwardReference } from '../reference/attention/factorizedAttentionBackward.ts';
-import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { checkDims, type Tensor, type TensorLike } from '../tensor.ts';
 import {
   FACTORIZED_OPTION_NAMES,
   type FactorizedAttentionOptions,
   prepareFactorized,
 } from './factorizedOptions.ts';
-import { gradientTensor } from './gradientTensor.ts';
-import { asInput, shapeError } from './options.ts';
+import { gradientTensor, tensorOfShape } from './gradientTensor.ts';
+import { asInput } from './options.ts';
 
 /** Gradients of {@link factorizedAttention}, contiguous, in the dims and type of their inputs. */
 export interface FactorizedAttentionGradients {
@@ -48,14 +49,6 @@ const OPTIONS: ReadonlySet<string> = new Set([
 
 const op: Op = { name: 'factorizedAttentionBackward', reference: factorizedAttentionBackwardReference };
 
-function ofShape<T extends FloatType>(value: TensorLike, type: T, dims: readonly number[], name: string) {
-  const t = asTensor(value, name, [type]);
-  if (t.dims.length !== dims.length || t.dims.some((d, i) => d !== dims[i])) {
-    throw shapeError(name, `[${dims.join(', ')}]`, t.dims);
-  }
-  return t;
-}
-
 function prepare(
   gradOutput: TensorLike,
   q: TensorLike,
@@ -64,7 +57,7 @@ function prepare(
   options: FactorizedAttentionBackwardOptions,
 ): { args: unknown[]; result: FactorizedAttentionGradients } {
   checkOptions(options, OPTIONS, 'factorizedAttentionBackward');
-  const p = prepareFactorized(q, k, v, options);
+  const p = prepareFactorized('factorizedAttentionBackward', q, k, v, options);
   if (options.output === undefined || options.logSumExp === undefined) {
     throw new HeddleError(
       'ERR_ARGUMENT',
@@ -72,14 +65,13 @@ function prepare(
     );
   }
   const type = p.query.type;
-  const upstream = ofShape(gradOutput, type, p.outputDims, 'gradOutput');
-  const output = asInput(options.output, options.strides?.output, 'output', p.outputDims.length).tensor;
+  const upstream = tensorOfShape(gradOutput, type, p.outputDims, 'gradOutput');
+  const rank = p.outputDims.length;
+  const output = asInput(options.output, options.strides?.output, 'output', rank, 'device').tensor;
   if (output.type !== type)
     throw new HeddleError('ERR_DTYPE', `output: expected ${type} as q, got ${output.type}`);
-  if (output.dims.some((d, i) => d !== p.outputDims[i])) {
-    throw shapeError('output', `[${p.outputDims.join(', ')}]`, output.dims);
-  }
-  const logSumExp = ofShape(options.logSumExp, 'float32', p.lseDims, 'logSumExp');
+  checkDims(output, p.outputDims, 'output');
+  const logSumExp = tensorOfShape(options.logSumExp, 'float32', p.lseDims, 'logSumExp');
   const all: Tensor[] = [...p.inputs, upstream, output, logSumExp];
   let classUpstream: Tensor<FloatType> | undefined;
   if (p.classToken !== undefined) {
@@ -87,26 +79,46 @@ function prepare(
       throw new HeddleError('ERR_ARGUMENT', 'gradClassToken is required with a class token over space');
     }
     const dims = [p.batch, 1, ...p.outputDims.slice(3)];
-    classUpstream = ofShape(options.gradClassToken, type, dims, 'gradClassToken');
+    classUpstream = tensorOfShape(options.gradClassToken, type, dims, 'gradClassToken');
     all.push(classUpstream);
   }
   const out = options.out;
+  const place = placeOf('factorizedAttentionBackward', options, {
+    q: p.query,
+    gradOutput: upstream,
+    output,
+    logSumExp,
+    gradClassToken: classUpstream,
+    'out.query': out?.query,
+    'out.key': out?.key,
+    'out.value': out?.value,
+    'out.bias': out?.bias,
+    'out.classToken.query': out?.classToken?.query,
+    'out.classToken.key': out?.classToken?.key,
+    'out.classToken.value': out?.classToken?.value,
+  });
+  const gradient = <T extends FloatType>(
+    given: TensorLike | undefined,
+    t: T,
+    dims: readonly number[],
+    name: string,
+  ) => gradientTensor(given, t, dims, all, `out.${name}`, place);
   const result: FactorizedAttentionGradients = {
-    query: gradientTensor(out?.query, type, p.query.dims, all, 'out.query'),
-    key: gradientTensor(out?.key, type, p.key.dims, all, 'out.key'),
-    value: gradientTensor(out?.value, type, p.value.dims, all, 'out.value'),
+    query: gradient(out?.query, type, p.query.dims, 'query'),
+    key: gradient(out?.key, type, p.key.dims, 'key'),
+    value: gradient(out?.value, type, p.value.dims, 'value'),
   };
   if (options.bias !== undefined) {
-    result.bias = gradientTensor(out?.bias, 'float32', options.bias.dims, all, 'out.bias');
-    result.bias.data.fill(0); // both backends add to it
+    result.bias = gradient(out?.bias, 'float32', options.bias.dims, 'bias');
+    if (!isOnDevice(result.bias)) result.bias.data.fill(0); // the CPU and the reference add to it
   }
   if (p.classToken !== undefined) {
     const { query, key, value } = p.classToken;
     const given = out?.classToken;
     result.classToken = {
-      query: gradientTensor(given?.query, type, query.tensor.dims, all, 'out.classToken.query'),
-      key: gradientTensor(given?.key, type, key.tensor.dims, all, 'out.classToken.key'),
-      value: gradientTensor(given?.value, type, value.tensor.dims, all, 'out.classToken.value'),
+      query: gradient(given?.query, type, query.tensor.dims, 'classToken.query'),
+      key: gradient(given?.key, type, key.tensor.dims, 'classToken.key'),
+      value: gradient(given?.value, type, value.tensor.dims, 'classToken.value'),
     };
   }
   const args = [
@@ -129,7 +141,8 @@ function prepare(
 /**
  * Gradients of `sum(gradOutput * output)` of {@link factorizedAttention} (and of `sum(gradClassToken * classToken)`)
  * by q, k, v, the bias and the class token. The same options as the forward, and its results. Sinks, slopes and masks
- * are constants. Deterministic: the same bits in every run and on any number of threads.
+ * are constants. Deterministic: the same bits in every run and on any number of threads. Where the tensors are on the
+ * device, so are the gradients; numbers per head and `tokens` may stay on the host.
  *
  * @param gradOutput in the dims and type of the output, contiguous
  * @throws HeddleError as {@link factorizedAttention}

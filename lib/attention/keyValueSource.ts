@@ -7,6 +7,7 @@ import {
   asTensor,
   BYTES_PER_ELEMENT,
   makeTensor,
+  product,
   type Tensor,
   type TensorLike,
   type TypedArray,
@@ -100,7 +101,7 @@ async function locateTensor(source: FileSource, tensor: FileTensor, name: string
     const good =
       Array.isArray(dims) && dims.length === 3 && dims.every((d) => Number.isSafeInteger(d) && d >= 0);
     if (!good) throw new HeddleError('ERR_SHAPE', `${name}: dims must be [tokens, heads, dim]`);
-    const bytes = dims.reduce((a, b) => a * b, 1) * BYTES_PER_ELEMENT[type];
+    const bytes = product(dims) * BYTES_PER_ELEMENT[type];
     if (!Number.isSafeInteger(offset) || offset < 0 || offset + bytes > source.size) {
       throw new HeddleError(
         'ERR_SHAPE',

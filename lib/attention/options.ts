@@ -1,8 +1,8 @@
-import { DeviceData } from '../device.ts';
+import { DeviceData, isOnDevice } from '../device.ts';
 import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { optionChoice, optionFlag, optionInteger, optionNumber } from '../op.ts';
-import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, makeTensor, Tensor, type TensorLike } from '../tensor.ts';
 import { type AttentionArguments, N } from './layout.ts';
 
 /** Per-head numbers: a float32 tensor `[heads]` or the array itself. */
@@ -230,20 +230,26 @@ export interface Prepared {
   query: Tensor<FloatType>;
   key: Tensor<FloatType>;
   value: Tensor<FloatType>;
+  /** By the names that messages use, for `placeOf`. */
+  named: Record<string, Tensor | null>;
 }
 
-/** Checks q, k, v and the options that {@link AttentionOptions} names; the caller has refused unknown ones. */
+/**
+ * Checks q, k, v and the options that {@link AttentionOptions} names; the caller has refused unknown ones.
+ * @param device whether tensors may be on the device, as in `asTensor`; offsets and ids are on the CPU
+ */
 export function prepareAttention(
   q: TensorLike,
   k: TensorLike,
   v: TensorLike,
   options: AttentionOptions | undefined,
+  device?: 'device',
 ): Prepared {
   const o = options ?? {};
   if (o.strides !== undefined) checkKeys(o.strides, ['query', 'key', 'value'], 'strides');
-  const query = asInput(q, o.strides?.query, 'q');
-  const key = asInput(k, o.strides?.key, 'k');
-  const value = asInput(v, o.strides?.value, 'v');
+  const query = asInput(q, o.strides?.query, 'q', 4, device);
+  const key = asInput(k, o.strides?.key, 'k', 4, device);
+  const value = asInput(v, o.strides?.value, 'v', 4, device);
   const [batch, queries, heads, dim] = query.tensor.dims;
   const [, keys, keyHeads] = key.tensor.dims;
   const valueDim = value.tensor.dims[3];
@@ -293,13 +299,13 @@ export function prepareAttention(
   const full = [batch, heads, queries, keys];
   let bias: Tensor<FloatType> | null = null;
   if (o.bias !== undefined) {
-    bias = asTensor(o.bias, 'bias', FLOAT_TYPES);
+    bias = asTensor(o.bias, 'bias', FLOAT_TYPES, undefined, device);
     n.set(broadcast(bias, full, 'bias'), N.biasStrides);
     inputs.push(bias);
   }
   let mask: Tensor<'uint8'> | null = null;
   if (o.mask !== undefined) {
-    mask = asTensor(o.mask, 'mask', ['uint8']);
+    mask = asTensor(o.mask, 'mask', ['uint8'], undefined, device);
     n.set(broadcast(mask, full, 'mask'), N.maskStrides);
     inputs.push(mask);
   }
@@ -308,7 +314,7 @@ export function prepareAttention(
     checkKeys(o.blockMask, ['mask', 'query', 'key'], 'blockMask');
     const bq = optionInteger(o.blockMask.query, 1, 2 ** 31 - 1, 'blockMask.query');
     const bk = optionInteger(o.blockMask.key, 1, 2 ** 31 - 1, 'blockMask.key');
-    blocks = asTensor(o.blockMask.mask, 'blockMask.mask', ['uint8']);
+    blocks = asTensor(o.blockMask.mask, 'blockMask.mask', ['uint8'], undefined, device);
     const grid = [batch, heads, Math.ceil(queries / bq), Math.ceil(keys / bk)];
     n.set(broadcast(blocks, grid, 'blockMask.mask'), N.blockStrides);
     n.set([bq, bk], N.blockQuery);
@@ -338,8 +344,8 @@ export function prepareAttention(
     }
     n[N.segments] = queryOffsets.length - 1;
   }
-  const alibi = headVector(o.alibiSlopes, heads, 'alibiSlopes');
-  const sinks = headVector(o.sinks, heads, 'sinks');
+  const alibi = headVector(o.alibiSlopes, heads, 'alibiSlopes', device);
+  const sinks = headVector(o.sinks, heads, 'sinks', device);
   for (const x of [alibi, sinks]) if (x !== null) inputs.push(makeTensor('float32', x, [x.length]));
   for (const x of [queryIds, keyIds, queryOffsets, keyOffsets]) {
     if (x !== null) inputs.push(makeTensor('int32', x, [x.length]));
@@ -361,5 +367,18 @@ export function prepareAttention(
     queryOffsets,
     keyOffsets,
   ];
-  return { args, inputs, query: query.tensor, key: key.tensor, value: value.tensor };
+  const named: Prepared['named'] = {
+    q: query.tensor,
+    k: key.tensor,
+    v: value.tensor,
+    bias,
+    mask,
+    'blockMask.mask': blocks,
+  };
+  // Numbers per head may stay on the host: they are few, and copied with the call.
+  for (const name of ['alibiSlopes', 'sinks'] as const) {
+    const x = o[name];
+    if (x instanceof Tensor && isOnDevice(x)) named[name] = x;
+  }
+  return { args, inputs, query: query.tensor, key: key.tensor, value: value.tensor, named };
 }

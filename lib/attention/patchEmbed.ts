@@ -80,7 +80,11 @@ const GRID_OPTIONS: ReadonlySet<string> = new Set(['tubelet', 'stride', 'offset'
 const PIXELS: readonly ('uint8' | 'float32' | 'bfloat16')[] = ['uint8', 'float32', 'bfloat16'];
 const MAX = 2 ** 31 - 1;
 
-const op: Op = { name: 'patchEmbed', reference: patchEmbedReference };
+/** @internal */
+export const patchEmbedOp: Op = { name: 'patchEmbed', reference: patchEmbedReference };
+const op = patchEmbedOp;
+/** Added rows and rows to write, of the video encoder's embedding. */
+const NO_ADDED_ROWS = [null, null, null, null, null];
 
 function size3(value: unknown, min: number, name: string): Size3 {
   if (!Array.isArray(value) || value.length !== 3) {
@@ -260,6 +264,7 @@ function prepare(
       vectors[i]?.data ?? null,
       out.data,
       DTYPE_CODE[out.type],
+      ...NO_ADDED_ROWS,
     ];
     return { weight, args };
   });

@@ -9,8 +9,10 @@ import { type IsaName, info } from '../backend.ts';
 import {
   type Command,
   type Context,
+  FILTER_OPTION,
   type Io,
   numberOption,
+  SEED_OPTION,
   seedOf,
   selectCases,
   UsageError,
@@ -166,7 +168,7 @@ export const benchCommand: Command = {
     '  Prints rates, the share of this machine’s peak, and the ratio to the reference and to other libraries.',
   positionals: 1,
   options: {
-    filter: { type: 'string', value: 'TEXT', help: 'only cases whose "op: name" contains TEXT' },
+    filter: FILTER_OPTION,
     peers: {
       type: 'boolean',
       help: 'also PyTorch (HEDDLE_PYTHON names the interpreter) and onnxruntime-node',
@@ -179,11 +181,7 @@ export const benchCommand: Command = {
     },
     threads: { type: 'string', value: 'N', help: 'threads of heddle and of the peers (default: all)' },
     time: { type: 'string', value: 'S', help: 'seconds per case and entrant (default: 1)' },
-    seed: {
-      type: 'string',
-      value: 'N',
-      help: 'repeats the data of an earlier run (default: from the clock)',
-    },
+    seed: SEED_OPTION,
     buffer: {
       type: 'string',
       value: 'MIB',

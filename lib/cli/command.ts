@@ -22,6 +22,19 @@ export interface OptionSpec {
   help: string;
 }
 
+export const FILTER_OPTION: OptionSpec = {
+  type: 'string',
+  value: 'TEXT',
+  help: 'only cases whose "op: name" contains TEXT',
+};
+
+/** Read by {@link seedOf}. */
+export const SEED_OPTION: OptionSpec = {
+  type: 'string',
+  value: 'N',
+  help: 'repeats the data of an earlier run (default: from the clock)',
+};
+
 export type Values = Record<string, string | boolean | undefined>;
 
 export interface Command {

@@ -6,7 +6,7 @@ import { info, packageRoot } from '../backend.ts';
 import { MoELayer } from '../moe/index.ts';
 import { Tensor } from '../tensor.ts';
 import { missesOf, runBench } from './bench.ts';
-import { type Command, type Context, seedOf } from './command.ts';
+import { type Command, type Context, SEED_OPTION, seedOf } from './command.ts';
 import { formatRate, formatRatio, formatTable, formatTime } from './format.ts';
 import { infoCommand } from './info.ts';
 import { keepingIsa, selectVariants, type Variant } from './variants.ts';
@@ -81,11 +81,7 @@ export const demoCommand: Command = {
   summary: 'Shows heddle at work on this machine: what runs, that it is right, and how fast it is.',
   positionals: 0,
   options: {
-    seed: {
-      type: 'string',
-      value: 'N',
-      help: 'repeats the data of an earlier run (default: from the clock)',
-    },
+    seed: SEED_OPTION,
   },
   async run(values, _positionals, context) {
     const { io } = context;

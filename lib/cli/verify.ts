@@ -2,7 +2,16 @@ import { writeFileSync } from 'node:fs';
 import { REPORT_VERSION, type RunInfo, runInfo } from '../../bench/report.ts';
 import { cudaDevice, info } from '../backend.ts';
 import type { WeightType } from '../gemm/linear.ts';
-import { type Command, type Context, numberOption, seedOf, selectCases, UsageError } from './command.ts';
+import {
+  type Command,
+  type Context,
+  FILTER_OPTION,
+  numberOption,
+  SEED_OPTION,
+  seedOf,
+  selectCases,
+  UsageError,
+} from './command.ts';
 import { formatError, formatTable } from './format.ts';
 import { startProgress } from './progress.ts';
 import { keepingIsa, selectVariants, type Variant } from './variants.ts';
@@ -71,18 +80,14 @@ export const verifyCommand: Command = {
     '  With --checkpoint: one MoE layer of a checkpoint of yours, on random tokens.',
   positionals: 1,
   options: {
-    filter: { type: 'string', value: 'TEXT', help: 'only cases whose "op: name" contains TEXT' },
+    filter: FILTER_OPTION,
     backend: { type: 'string', value: 'B', help: 'cpu, cuda or reference (default: cpu where it loads)' },
     isa: {
       type: 'string',
       value: 'ISA',
       help: 'instruction sets, comma-separated (default: all this machine has)',
     },
-    seed: {
-      type: 'string',
-      value: 'N',
-      help: 'repeats the data of an earlier run (default: from the clock)',
-    },
+    seed: SEED_OPTION,
     json: { type: 'string', value: 'FILE', help: 'also writes the result as JSON' },
     checkpoint: { type: 'string', value: 'DIR', help: 'folder with config.json and model*.safetensors' },
     layer: { type: 'string', value: 'N', help: 'with --checkpoint: which layer' },

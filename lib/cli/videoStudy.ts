@@ -4,6 +4,7 @@ import { freemem } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { runInfo } from '../../bench/report.ts';
+import { type StudyCheck, studyChecks } from '../../bench/studyChecks.ts';
 import { type StudyPoint, studySvg } from '../../bench/studyPlot.ts';
 import {
   ADAPTATION_VARIANTS,
@@ -41,13 +42,16 @@ interface StudyRow extends StudyPoint {
   skipped?: string;
 }
 
+/** glibc gives large blocks back when they are freed: what the weights took to make must not hide a forward's growth. */
+const RETURN_FREED = { MALLOC_MMAP_THRESHOLD_: '131072', MALLOC_TRIM_THRESHOLD_: '131072' };
+
 /** Measures one variant in a process of its own, whose memory grows by nothing else. */
 async function inChild(variant: StudyVariant, frames: number, threads: number): Promise<StudyMeasurement> {
   const main = join(packageRoot(), 'dist', 'cli', 'main.js');
   const { stdout } = await promisify(execFile)(
     process.execPath,
     ['--expose-gc', main, 'bench', 'video', '--study'],
-    { env: { ...process.env, [CHILD]: JSON.stringify({ variant, frames, threads }) } },
+    { env: { ...process.env, ...RETURN_FREED, [CHILD]: JSON.stringify({ variant, frames, threads }) } },
   );
   return JSON.parse(stdout);
 }
@@ -65,6 +69,15 @@ function row(r: StudyRow): string[] {
     r.skipped ? '' : formatBytes(r.bytes),
     formatBytes(r.predictedBytes),
   ];
+}
+
+/** One check: predicted, measured, whether it holds. */
+function checkLine(c: StudyCheck): string {
+  const format = c.unit === 'bytes' ? formatBytes : formatRatio;
+  const predicted =
+    c.bound === 'at least' ? `at least ${format(c.predicted)}` : `predicted ${format(c.predicted)}`;
+  const bound = c.bound === 'at least' ? '' : `, bound ${formatRatio(c.bound)}`;
+  return `${c.holds ? 'holds' : 'FAILS'}  ${c.what}: ${predicted}, measured ${format(c.measured)}${bound}`;
 }
 
 const HEAD = [
@@ -87,19 +100,24 @@ async function studyRows(plan: StudyPlan, io: Io): Promise<StudyRow[]> {
     ...STUDY_VARIANTS.map((variant) => ({ frames, variant })),
     ...(frames <= ADAPTATION_FRAMES ? ADAPTATION_VARIANTS.map((variant) => ({ frames, variant })) : []),
   ]);
-  const progress = startProgress(io, 'study', jobs.length);
+  // Time goes with operations, and a process takes as long to start as some 100 of these.
+  const work = (flops: number) => Math.ceil(flops / 1e9) + 100;
+  const predictions = jobs.map(({ frames, variant }) => predictStudy(variant, frames));
+  const total = predictions.reduce((sum, p) => sum + work(p.flops), 0);
+  io.err(`study: ${jobs.length} measurements, ${(total / 1000).toFixed(1)} TFLOP`);
+  const progress = startProgress(io, 'study, GFLOP', total);
   const rows: StudyRow[] = [];
   try {
-    for (const { frames, variant } of jobs) {
+    for (const [i, { frames, variant }] of jobs.entries()) {
       progress.note(`${frames} frames, ${variant.name}`);
-      const predicted = predictStudy(variant, frames);
+      const predicted = predictions[i];
       const known = { variant: variant.name, frames, tokens: predicted.tokens, flops: predicted.flops };
       const base = { ...known, predictedBytes: predicted.bytes, predictedSeconds: 0, seconds: 0, bytes: 0 };
       // The weights, the frames and the process itself come on top.
       const short = predicted.bytes * 1.3 + 2e8 > freemem();
       if (short) rows.push({ ...base, skipped: 'too little memory' });
       else rows.push({ ...base, ...(await inChild(variant, frames, plan.threads)) });
-      progress.step();
+      progress.step(work(predicted.flops));
     }
   } finally {
     progress.stop();
@@ -133,8 +151,11 @@ export async function runStudy(plan: StudyPlan, { io }: Context): Promise<number
   io.out('one layer, 768 wide, 12 heads, 224 x 224 pixels, 256 patches per frame, float32');
   io.out(formatTable(HEAD, rows.map(row), io.tty, [0, 2, 3, 4, 5, 6, 7, 8, 9]));
   io.out('× joint: its time over the variant’s, beside the ratio of operations. Memory: growth at its peak.');
+  const checks = studyChecks(rows);
+  for (const line of checks.map(checkLine)) io.out(line);
   if (plan.json) {
-    writeFileSync(plan.json, `${JSON.stringify({ format: 'heddle-video-study', ...head, rows }, null, 2)}\n`);
+    const file = { format: 'heddle-video-study', ...head, rows, checks };
+    writeFileSync(plan.json, `${JSON.stringify(file, null, 2)}\n`);
   }
   if (plan.svg) {
     const shown = rows.filter((r) => !r.skipped && !/ tuned$/.test(r.variant));

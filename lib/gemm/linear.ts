@@ -1,4 +1,5 @@
 import type { Addon } from '../backend.ts';
+import { allocateAt, type Location } from '../device.ts';
 import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { Handle } from '../handle.ts';
@@ -19,7 +20,7 @@ import {
   type ReferenceMatrix,
 } from '../reference/gemm/linear.ts';
 import type { WeightType } from '../reference/gemm/quantize.ts';
-import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, makeTensor, product, type Tensor, type TensorLike } from '../tensor.ts';
 import {
   blockScaleOf,
   meanSquareOf,
@@ -274,25 +275,21 @@ function prepareLinear(
   return { out, args };
 }
 
-/** `out` as given, or a fresh tensor of `outType`. */
+/** `out` as given, or a fresh tensor of `outType` at `place`. */
 export function outputTensor(
   given: TensorLike | undefined,
   outType: FloatType | undefined,
   dims: readonly number[],
   inputs: Tensor[],
+  place: Location = 'cpu',
 ): Tensor<FloatType> {
   const type = optionChoice(outType, FLOAT_TYPES, 'float32', 'outType');
   if (given === undefined) {
-    return makeTensor(
-      type,
-      allocate(
-        type,
-        dims.reduce((a, b) => a * b, 1),
-      ),
-      dims,
-    );
+    const count = product(dims);
+    return makeTensor(type, allocateAt(place, type, count), dims);
   }
-  const out = asTensor(given, 'out', outType === undefined ? FLOAT_TYPES : [type]);
+  const device = place === 'cuda' ? 'device' : undefined;
+  const out = asTensor(given, 'out', outType === undefined ? FLOAT_TYPES : [type], undefined, device);
   checkOut(out, dims, inputs, 'out');
   return out;
 }

@@ -2,7 +2,7 @@ import { encodeFloats } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { checkOptions, optionChoice } from '../op.ts';
 import { decodeMxfp4 } from '../reference/gemm/mxfp4.ts';
-import { asTensor, makeTensor, Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, checkDims, makeTensor, Tensor, type TensorLike } from '../tensor.ts';
 
 /**
  * A matrix (or a stack of them) in MXFP4 as gpt-oss stores it on the hub: rows are outputs, every 32 inputs share
@@ -41,12 +41,7 @@ export function checkMxfp4(
       `${name}.blocks: expected [.., rows, inputs / 32, 16], got [${blocks.dims.join(', ')}]`,
     );
   }
-  if (scales.dims.length !== outer.length || scales.dims.some((d, i) => d !== outer[i])) {
-    throw new HeddleError(
-      'ERR_SHAPE',
-      `${name}.scales: expected [${outer.join(', ')}] as blocks, got [${scales.dims.join(', ')}]`,
-    );
-  }
+  checkDims(scales, outer, `${name}.scales`, 'blocks');
   checkFinite(blocks.data, scales.data, outer, name);
   const dims = [...outer.slice(0, -1), outer[outer.length - 1] * 32];
   return { dims, blocks: blocks.data, scales: scales.data };

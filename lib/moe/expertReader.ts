@@ -3,7 +3,7 @@ import { decodeFloats, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { SOURCE_TYPES, type SourceType } from '../gemm/weights.ts';
 import { BLOCK } from '../reference/gemm/quantize.ts';
-import { makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { makeTensor, sameDims, type Tensor, type TensorLike } from '../tensor.ts';
 import type { MoEBlock } from './config.ts';
 import type { ExpertBiases, ExpertSources } from './experts.ts';
 import type { ExpertScales } from './expertWeights.ts';
@@ -16,7 +16,7 @@ export function checkTensor(
   types: readonly string[] = FLOAT_TYPES,
 ): void {
   const t = c.info(name);
-  if (t.dims.length !== dims.length || t.dims.some((d, i) => d !== dims[i])) {
+  if (!sameDims(t.dims, dims)) {
     throw new HeddleError(
       'ERR_CHECKPOINT',
       `${c.path}: ${name} has dims [${t.dims.join(', ')}], config.json makes it [${dims.join(', ')}]`,

@@ -1,154 +1,30 @@
-import type { Addon } from '../backend.ts';
+import { backendOf, resolveBackend } from '../backend.ts';
+import { placeOf } from '../device.ts';
 import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import { outputTensor, WEIGHT_CODE, weightOptions } from '../gemm/linear.ts';
-import { meanSquareOf, type RoundingOptions, roundingOf } from '../gemm/weights.ts';
-import { Handle } from '../handle.ts';
-import {
-  type AsyncOpOptions,
-  call,
-  callSync,
-  checkOptions,
-  type Op,
-  type OpOptions,
-  optionChoice,
-  optionNumber,
-} from '../op.ts';
-import { ACTIVATIONS, type Activation } from '../reference/gemm/activation.ts';
+import { outputTensor, weightOptions } from '../gemm/linear.ts';
+import { type AsyncOpOptions, call, callSync, checkOptions, type Op, type OpOptions } from '../op.ts';
+import type { Activation } from '../reference/gemm/activation.ts';
 import type { WeightType } from '../reference/gemm/quantize.ts';
-import { expertsForwardReference, type ReferenceBank } from '../reference/moe/expertsForward.ts';
-import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { expertsForwardReference } from '../reference/moe/expertsForward.ts';
+import { asTensor, Tensor, type TensorLike } from '../tensor.ts';
+import type { DeviceBank } from './deviceExperts.ts';
 import type { ExpertData } from './expertReader.ts';
 import {
-  type BankShape,
   biasLists,
-  type ExpertBiases,
   type ExpertSources,
   type ExpertSourceType,
   type Layout,
   layoutOf,
 } from './expertSources.ts';
-import { type ExpertScales, packOpOf, scaleLists } from './expertWeights.ts';
+import { packOpOf, scaleLists } from './expertWeights.ts';
+import { ExpertWeights, type PackExpertsOptions } from './packedExperts.ts';
 import type { Routing } from './routeTopK.ts';
 import { checkRouting, routeIdError } from './routing.ts';
 
 export type { ExpertBiases, ExpertSources, Stacked } from './expertSources.ts';
+export { ExpertWeights, type PackExpertsOptions } from './packedExperts.ts';
 export type { Activation };
-
-export interface PackExpertsOptions extends RoundingOptions {
-  /**
-   * How the weights are stored. Default: the sources' type (float16 becomes float32, float8_e4m3 is float8). MXFP4
-   * sources packed as `'mxfp4'` keep their bits.
-   */
-  type?: WeightType;
-  /** k values per scale: int4 32, 64 or 128 (default 32), MXFP4 32. Must divide d and f. */
-  groupSize?: number;
-  /** `'silu'` is SwiGLU, `'gelu'` and `'gelu-tanh'` are GeGLU, `'clamped-swiglu'` is gpt-oss. Default `'silu'`. */
-  activation?: Activation;
-  /** alpha of clamped SwiGLU. Default 1.702. */
-  alpha?: number;
-  /** Clamp of clamped SwiGLU. Default 7. */
-  limit?: number;
-  biases?: ExpertBiases;
-  /**
-   * int4: mean square of each input seen on calibration data, float32: `hidden` `[d]` of gate and up, `intermediate`
-   * `[f]` of down. What an error of a weight is multiplied by in the search. Turns `search` on.
-   */
-  calibration?: { hidden?: TensorLike | Float32Array; intermediate?: TensorLike | Float32Array };
-  /** Sources of type float8_e4m3: factors of their blocks of 128 x 128 (DeepSeek-V3's `weight_scale_inv`). */
-  scales?: ExpertScales;
-}
-
-/** Packed weights of a layer's experts; made by {@link packExperts}. */
-export class ExpertWeights extends Handle<ReferenceBank> {
-  readonly experts: number;
-  readonly hiddenSize: number;
-  readonly intermediateSize: number;
-  readonly type: WeightType;
-  readonly groupSize: number;
-  /** Bytes of native memory. */
-  bytes = 0;
-  /** @internal How weights are rounded when they are packed. */
-  readonly rounding: ReturnType<typeof roundingOf> & { meanSquares: (Float32Array | null)[] };
-
-  /** @internal */
-  constructor(
-    shape: BankShape,
-    options: PackExpertsOptions,
-    type: WeightType,
-    group: number,
-    backend: OpOptions['backend'],
-  ) {
-    const activation = optionChoice(options.activation, ACTIVATIONS, 'silu', 'activation');
-    const alpha = optionNumber(options.alpha, -Infinity, 1.702, 'alpha');
-    const limit = optionNumber(options.limit, 0, 7, 'limit');
-    const { experts, hidden, intermediate, gated } = shape;
-    checkOptions(options.calibration, CALIBRATION_KEYS, 'calibration');
-    const meanSquares = [
-      meanSquareOf(options.calibration?.hidden, hidden, 'calibration.hidden'),
-      meanSquareOf(options.calibration?.intermediate, intermediate, 'calibration.intermediate'),
-    ];
-    const calibrated = meanSquares.some((m) => m !== null);
-    const rounding = { ...roundingOf(options, type, calibrated), meanSquares };
-    super(
-      'the expert weights',
-      backend,
-      (addon) =>
-        (addon['createBank'] as unknown as (...args: unknown[]) => object)(
-          WEIGHT_CODE[type],
-          ACTIVATIONS.indexOf(activation),
-          alpha,
-          limit,
-          gated,
-          hidden,
-          intermediate,
-          experts,
-          group,
-        ),
-      () => ({ activation, alpha, limit, hidden, intermediate, experts: new Array(experts) }),
-    );
-    this.rounding = rounding;
-    this.experts = experts;
-    this.hiddenSize = hidden;
-    this.intermediateSize = intermediate;
-    this.type = type;
-    this.groupSize = group;
-  }
-
-  /** @internal */
-  account(): void {
-    if (this.addon === null || this.data === null) return;
-    this.bytes = (this.addon['accountBank'] as unknown as (h: object) => number)(this.data);
-  }
-
-  /** @internal Bytes that each expert takes once packed; biases are all there or none. */
-  expertBytes(biased: boolean): number {
-    const { hiddenSize: d, intermediateSize: f } = this;
-    if (this.addon === null) return 4 * (3 * d * f + (biased ? 2 * f + d : 0)); // rows of float32
-    return (this.addon['expertBytes'] as unknown as (h: object, b: boolean) => number)(
-      this.use(undefined),
-      biased,
-    );
-  }
-
-  /** @internal Frees the slot of an expert that no running call uses. */
-  evict(expert: number): void {
-    const data = this.use(undefined);
-    if (this.addon === null) delete (data as ReferenceBank).experts[expert];
-    else (this.addon['evictExpert'] as unknown as (h: object, e: number) => void)(data, expert);
-  }
-
-  /** @internal Tells the garbage collector how much is packed now. */
-  accountAs(bytes: number): void {
-    this.bytes = bytes;
-    if (this.addon === null) return;
-    (this.addon['setBankBytes'] as unknown as (h: object, b: number) => void)(this.use(undefined), bytes);
-  }
-
-  protected override release(addon: Addon, data: object): void {
-    (addon['releaseBank'] as unknown as (h: object) => void)(data);
-  }
-}
 
 const PACK_OPTIONS: ReadonlySet<string> = new Set([
   'type',
@@ -165,7 +41,7 @@ const PACK_OPTIONS: ReadonlySet<string> = new Set([
   'threads',
   'signal',
 ]);
-const CALIBRATION_KEYS: ReadonlySet<string> = new Set(['hidden', 'intermediate']);
+
 function preparePack(sources: ExpertSources, options: (PackExpertsOptions & OpOptions) | undefined) {
   const o = options ?? {};
   checkOptions(o, PACK_OPTIONS, 'packExperts');
@@ -174,8 +50,10 @@ function preparePack(sources: ExpertSources, options: (PackExpertsOptions & OpOp
   if (hidden === 0 || intermediate === 0)
     throw new HeddleError('ERR_SHAPE', `experts of size ${hidden} x ${intermediate} have no weights`);
   const [type, group] = expertWeightOptions(o, l.source, hidden, intermediate);
-  const weights = new ExpertWeights(l.shape, o, type, group, o.backend);
-  return { weights, ...packCall(weights, l, o, sources, 0) };
+  // For the device they are packed on the host, and copied there.
+  const toDevice = backendOf(resolveBackend(o.backend)) === 'cuda';
+  const weights = new ExpertWeights(l.shape, o, type, group, toDevice ? 'cpu' : o.backend);
+  return { weights, toDevice, ...packCall(weights, l, o, sources, 0) };
 }
 
 /** @internal Type and group of packed experts; MXFP4 sources stay MXFP4 unless told otherwise. */
@@ -233,7 +111,8 @@ export function preparePackInto(
 }
 
 /**
- * Packs the experts of a layer once for many forwards. The sources are not kept.
+ * Packs the experts of a layer once for many forwards. The sources are not kept. With `backend: 'cuda'` they are packed on
+ * the host and copied to the device, as `weights.to('cuda')` does.
  *
  * @param sources weights as the checkpoint stores them, float32, bfloat16, float16 or float8_e4m3
  * @throws HeddleError `ERR_SHAPE` when expert shapes do not fit each other, `ERR_DTYPE`, `ERR_OPTION` (for example
@@ -244,10 +123,15 @@ export async function packExperts(
   sources: ExpertSources,
   options?: PackExpertsOptions & AsyncOpOptions,
 ): Promise<ExpertWeights> {
-  const { weights, args, op } = preparePack(sources, options);
+  const { weights, toDevice, args, op } = preparePack(sources, options);
   await call(op, args, { ...options, backend: weights.backend });
   weights.account();
-  return weights;
+  if (!toDevice) return weights;
+  try {
+    return await weights.to('cuda', { threads: options?.threads, signal: options?.signal });
+  } finally {
+    weights.dispose();
+  }
 }
 
 /** {@link packExperts} on the calling thread. */
@@ -255,10 +139,15 @@ export function packExpertsSync(
   sources: ExpertSources,
   options?: PackExpertsOptions & OpOptions,
 ): ExpertWeights {
-  const { weights, args, op } = preparePack(sources, options);
+  const { weights, toDevice, args, op } = preparePack(sources, options);
   callSync(op, args, { ...options, backend: weights.backend });
   weights.account();
-  return weights;
+  if (!toDevice) return weights;
+  try {
+    return weights.toSync('cuda', { threads: options?.threads });
+  } finally {
+    weights.dispose();
+  }
 }
 
 export interface ExpertsForwardOptions {
@@ -288,6 +177,13 @@ export const forwardOp: Op = {
   invalid: (index, args) => routeIdError(index, args[6] as number, args[7] as Int32Array),
 };
 
+/** Two arguments for each bank instead of one, and no routes' outputs. */
+const deviceForwardOp: Op = {
+  name: 'expertsForward',
+  reference: () => -3,
+  invalid: (index, args) => routeIdError(index, args[8] as number, args[9] as Int32Array),
+};
+
 /** @internal Checks a forward's arguments; the op's last argument, the routes' outputs, is left out. */
 export function prepareForward(
   x: TensorLike,
@@ -298,7 +194,7 @@ export function prepareForward(
   checkOptions(options, FORWARD_OPTIONS, 'expertsForward');
   if (!(weights instanceof ExpertWeights))
     throw new HeddleError('ERR_ARGUMENT', 'weights: expected ExpertWeights from packExperts');
-  const input = asTensor(x, 'x', FLOAT_TYPES, 2);
+  const input = asTensor(x, 'x', FLOAT_TYPES, 2, 'device');
   const [tokens, d] = input.dims;
   if (d !== weights.hiddenSize) {
     throw new HeddleError(
@@ -306,7 +202,7 @@ export function prepareForward(
       `x: expected [tokens, ${weights.hiddenSize}], got [${input.dims.join(', ')}]`,
     );
   }
-  const { indices, weights: routeWeights, k } = checkRouting(routing, tokens);
+  const { indices, weights: routeWeights, k } = checkRouting(routing, tokens, 'device');
   const shared = options?.shared;
   if (shared !== undefined) {
     if (!(shared instanceof ExpertWeights))
@@ -321,14 +217,33 @@ export function prepareForward(
   let gate: Tensor<'float32'> | null = null;
   if (options?.sharedGate !== undefined) {
     if (shared === undefined) throw new HeddleError('ERR_OPTION', 'sharedGate needs shared');
-    gate = asTensor(options.sharedGate, 'sharedGate', ['float32'], 1);
+    gate = asTensor(options.sharedGate, 'sharedGate', ['float32'], 1, 'device');
     if (gate.dims[0] !== tokens)
       throw new HeddleError('ERR_SHAPE', `sharedGate: expected [${tokens}], got [${gate.dims[0]}]`);
   }
-  const out = outputTensor(options?.out, options?.outType, [tokens, d], [input, indices, routeWeights]);
-  const args = [
-    weights.use(options?.backend),
-    shared === undefined ? null : shared.use(weights.backend),
+  const place = placeOf('expertsForward', options, {
+    x: input,
+    'routing.indices': indices,
+    'routing.weights': routeWeights,
+    sharedGate: gate,
+    out: options?.out instanceof Tensor ? options.out : null,
+  });
+  const bank = weights.use(options?.backend);
+  if (place === 'cuda' && weights.backend !== 'cuda') {
+    throw new HeddleError(
+      'ERR_BACKEND',
+      `expertsForward: x is on cuda but weights were packed for backend ${weights.backend}; use await weights.to('cuda')`,
+    );
+  }
+  const sharedBank = shared === undefined ? null : shared.use(weights.backend);
+  const out = outputTensor(
+    options?.out,
+    options?.outType,
+    [tokens, d],
+    [input, indices, routeWeights],
+    place,
+  );
+  const rest = [
     gate === null ? null : gate.data,
     input.data,
     DTYPE_CODE[input.type],
@@ -339,13 +254,23 @@ export function prepareForward(
     out.data,
     DTYPE_CODE[out.type],
   ];
-  return { out, args };
+  if (weights.backend === 'cuda') {
+    const parts = (b: object | null) => {
+      const { data, numbers } = (b ?? { data: null, numbers: null }) as DeviceBank;
+      return [data, numbers];
+    };
+    return { op: deviceForwardOp, out, args: [...parts(bank), ...parts(sharedBank), ...rest] };
+  }
+  const args = [bank, sharedBank, ...rest];
+  return { op: forwardOp, out, args };
 }
 
 /**
  * Runs tokens through their experts: dispatch, gate and up with the activation, down, weighted combine, shared
  * experts. Fixed orders of summation make a token's result bitwise the same alone, in any batch, in any order of the
  * batch, on any threads. Integer weight types quantise activations to int8 (see native/moe/experts.h).
+ *
+ * With weights on backend cuda the tensors may all be on the device, and so is then the result.
  *
  * @param x `[tokens, hidden]` float32, bfloat16 or float16
  * @param routing indices int32 and weights float32 `[tokens, k]`, as `routeTopK` returns; an id of -1 contributes 0
@@ -359,8 +284,8 @@ export async function expertsForward(
   weights: ExpertWeights,
   options?: ExpertsForwardOptions & AsyncOpOptions,
 ): Promise<Tensor<FloatType>> {
-  const { out, args } = prepareForward(x, routing, weights, options);
-  await call(forwardOp, args, { ...options, backend: weights.backend });
+  const { op, out, args } = prepareForward(x, routing, weights, options);
+  await call(op, args, { ...options, backend: weights.backend });
   return out;
 }
 
@@ -371,7 +296,7 @@ export function expertsForwardSync(
   weights: ExpertWeights,
   options?: ExpertsForwardOptions & OpOptions,
 ): Tensor<FloatType> {
-  const { out, args } = prepareForward(x, routing, weights, options);
-  callSync(forwardOp, args, { ...options, backend: weights.backend });
+  const { op, out, args } = prepareForward(x, routing, weights, options);
+  callSync(op, args, { ...options, backend: weights.backend });
   return out;
 }

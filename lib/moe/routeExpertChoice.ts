@@ -13,7 +13,7 @@ import {
 } from '../op.ts';
 import { routeExpertChoiceReference } from '../reference/moe/routeExpertChoice.ts';
 import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
-import { type RouterScore, SCORE_CODE } from './routerOptions.ts';
+import { type RouterScore, SCORE_CODE, SCORES } from './routerOptions.ts';
 import { checkLogits } from './routeTopK.ts';
 
 /** Tokens chosen by each expert and their weights. */
@@ -32,7 +32,6 @@ export interface ExpertChoiceOptions {
   out?: ExpertChoice;
 }
 
-const SCORES = Object.keys(SCORE_CODE) as RouterScore[];
 const OPTIONS: ReadonlySet<string> = new Set(['capacity', 'score', 'out', 'backend', 'threads', 'signal']);
 
 const op: Op = { name: 'routeExpertChoice', reference: routeExpertChoiceReference };

@@ -14,7 +14,7 @@ import {
 } from '../op.ts';
 import { routeSinkhornReference } from '../reference/moe/routeSinkhorn.ts';
 import type { TensorLike } from '../tensor.ts';
-import { type RouterScore, SCORE_CODE } from './routerOptions.ts';
+import { type RouterScore, SCORE_CODE, SCORES } from './routerOptions.ts';
 import { checkLogits, type Routing, routingResult } from './routeTopK.ts';
 
 /** A routing and how the balancing went. */
@@ -45,7 +45,6 @@ export interface SinkhornOptions {
 }
 
 const MIN_EPSILON = 1e-30;
-const SCORES = Object.keys(SCORE_CODE) as RouterScore[];
 const OPTIONS: ReadonlySet<string> = new Set([
   'k',
   'tolerance',

@@ -33,7 +33,7 @@ export const SCORE_CODE: Readonly<Record<RouterScore, number>> = {
   sigmoid: 1,
   'sqrt-softplus': 2,
 };
-const SCORES = Object.keys(SCORE_CODE) as RouterScore[];
+export const SCORES = Object.keys(SCORE_CODE) as RouterScore[];
 const OVER = ['all', 'selected'] as const;
 
 /** Validated options in the order of the native boundary. */

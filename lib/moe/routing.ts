@@ -1,4 +1,5 @@
 // What the expert ops check of a routing.
+import { type DeviceData, readElement } from '../device.ts';
 import { HeddleError } from '../errors.ts';
 import { asTensor, type Tensor } from '../tensor.ts';
 import type { Routing } from './routeTopK.ts';
@@ -7,11 +8,12 @@ import type { Routing } from './routeTopK.ts';
 export function checkRouting(
   routing: Routing,
   tokens: number,
+  device?: 'device',
 ): { indices: Tensor<'int32'>; weights: Tensor<'float32'>; k: number } {
   if (routing === null || typeof routing !== 'object')
     throw new HeddleError('ERR_ARGUMENT', 'routing: expected { indices, weights }');
-  const indices = asTensor(routing.indices, 'routing.indices', ['int32'], 2);
-  const weights = asTensor(routing.weights, 'routing.weights', ['float32'], 2);
+  const indices = asTensor(routing.indices, 'routing.indices', ['int32'], 2, device);
+  const weights = asTensor(routing.weights, 'routing.weights', ['float32'], 2, device);
   const k = indices.dims[1];
   for (const [t, name] of [
     [indices, 'routing.indices'],
@@ -25,9 +27,9 @@ export function checkRouting(
 }
 
 /** The error for route `index`, whose id no expert has. */
-export function routeIdError(index: number, k: number, ids: Int32Array): HeddleError {
+export function routeIdError(index: number, k: number, ids: Int32Array | DeviceData): HeddleError {
   return new HeddleError(
     'ERR_VALUE',
-    `routing.indices[${Math.floor(index / k)}, ${index % k}] is ${ids[index]}: expected -1 or the id of an expert`,
+    `routing.indices[${Math.floor(index / k)}, ${index % k}] is ${readElement(ids, index)}: expected -1 or the id of an expert`,
   );
 }

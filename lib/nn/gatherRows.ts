@@ -10,7 +10,7 @@ import {
   type OpOptions,
 } from '../op.ts';
 import { gatherRowsReference } from '../reference/nn/gatherRows.ts';
-import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { allocate, asTensor, makeTensor, product, type Tensor, type TensorLike } from '../tensor.ts';
 
 export interface GatherRowsOptions {
   /** Row of the places whose index is -1: `[width]` of the type of x. Default: zeros. */
@@ -51,7 +51,7 @@ export function prepareGather(
     const indices = makeTensor('int32', index, [index.length]);
     checkOut(out, dims, [x, fill, indices], 'out');
   }
-  const rows = x.dims.slice(0, -1).reduce((a, b) => a * b, 1); // also where the width is 0
+  const rows = product(x.dims.slice(0, -1)); // also where the width is 0
   const args = [x.data, DTYPE_CODE[x.type], rows, width, index, index.length, fill?.data ?? null, out.data];
   return { op, args, out };
 }

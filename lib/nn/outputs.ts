@@ -1,7 +1,16 @@
 import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { checkOut } from '../op.ts';
-import { allocate, asTensor, type DType, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import {
+  allocate,
+  asTensor,
+  checkDims,
+  type DType,
+  makeTensor,
+  product,
+  type Tensor,
+  type TensorLike,
+} from '../tensor.ts';
 
 function sameMemory(a: Tensor<DType>, b: Tensor<DType>): boolean {
   return a.type === b.type && a.data.byteOffset === b.data.byteOffset && a.data.length === b.data.length;
@@ -20,7 +29,7 @@ export function elementwiseOutput(
   name: string,
 ): Tensor<FloatType> {
   if (given === undefined) {
-    const count = dims.reduce((a, b) => a * b, 1);
+    const count = product(dims);
     return makeTensor(type, allocate(type, count), dims);
   }
   const out = asTensor(given, name, [type]);
@@ -37,9 +46,7 @@ export function optionalVector(
 ): Tensor<'float32'> | null {
   if (value === undefined) return null;
   const t = asTensor(value, name, ['float32']);
-  if (t.dims.length !== 1 || t.dims[0] !== width) {
-    throw new HeddleError('ERR_SHAPE', `${name}: expected [${width}], got [${t.dims.join(', ')}]`);
-  }
+  checkDims(t, [width], name);
   return t;
 }
 
@@ -51,12 +58,7 @@ export function optionalLike(
 ): Tensor<FloatType> | null {
   if (value === undefined) return null;
   const t = asTensor(value, name, [x.type]);
-  if (t.dims.length !== x.dims.length || t.dims.some((d, i) => d !== x.dims[i])) {
-    throw new HeddleError(
-      'ERR_SHAPE',
-      `${name}: expected [${x.dims.join(', ')}] as x, got [${t.dims.join(', ')}]`,
-    );
-  }
+  checkDims(t, x.dims, name, 'x');
   return t;
 }
 

@@ -67,6 +67,8 @@ type Norms = TensorLike | Float32Array;
  * The count's noise is exact discrete Gaussian noise on a grid that contains the count, so it needs no allowance for
  * rounding. A sample whose norm is not finite counts as clipped. An empty batch is a step like any other.
  *
+ * `PrivateOptimizer` does all of this where it is given one as `maxNorm`. By hand:
+ *
  * ```js
  * const clipping = new AdaptiveClipping({ key, maxNorm: 0.1, expectedBatch: 256 });
  * const sigma = clipping.gradientNoiseMultiplier(1.1); // for the sum; 1.1 is what the accountant is told

@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { HeddleError } from '../errors.ts';
 import { callSync, type Op, type OpOptions } from '../op.ts';
 import { chacha20Block, keyWords } from '../reference/privacy/chacha20.ts';
@@ -14,6 +14,11 @@ export function keyArgument(key: unknown): Uint32Array {
     throw new HeddleError('ERR_ARGUMENT', 'key: expected a Uint8Array of 32 bytes');
   }
   return keyWords(key);
+}
+
+/** @internal Recognises a key in what is saved, and does not reveal it; another text for every use. */
+export function keyFingerprint(key: Uint8Array, use: string): string {
+  return createHash('sha256').update(`${use} key fingerprint`).update(key).digest('hex').slice(0, 32);
 }
 
 const op: Op = {

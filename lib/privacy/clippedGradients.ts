@@ -9,9 +9,9 @@ import {
   type OpOptions,
 } from '../op.ts';
 import { clippedGradientsReference } from '../reference/privacy/clippedGradients.ts';
-import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { allocate, asTensor, makeTensor, product, type Tensor, type TensorLike } from '../tensor.ts';
 import { type PrivateLayer, prepareLayer } from './layer.ts';
-import { type PreparedLayer, product } from './layerArguments.ts';
+import type { PreparedLayer } from './layerArguments.ts';
 import type { LoraLayer } from './loraLayer.ts';
 
 /** Gradients in the layer's own shapes. */

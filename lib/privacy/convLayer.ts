@@ -1,8 +1,9 @@
 import { DTYPE_CODE } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { optionInteger } from '../op.ts';
-import type { TensorLike } from '../tensor.ts';
-import { asBoolean, asMask, featureTensor, type PreparedLayer, product, values } from './layerArguments.ts';
+import { product, sameDims, type TensorLike } from '../tensor.ts';
+import { geometryNumbers, MAX_EXTENT, outputSize, perAxis } from './convGeometry.ts';
+import { asBoolean, asMask, featureTensor, type PreparedLayer, values } from './layerArguments.ts';
 
 /** A convolution (cross-correlation, as frameworks have it), channels first. */
 export interface ConvLayer {
@@ -43,24 +44,6 @@ export const CONV_KEYS: ReadonlySet<string> = new Set([
   'mask',
 ]);
 
-const MAX_EXTENT = 2 ** 20;
-
-function perAxis(
-  value: unknown,
-  axes: number,
-  min: number,
-  fallback: number | undefined,
-  name: string,
-): number[] {
-  const v = value === undefined ? fallback : value;
-  if (v === undefined) throw new HeddleError('ERR_ARGUMENT', `${name} is required`);
-  const list = Array.isArray(v) ? v : new Array(axes).fill(v);
-  if (list.length !== axes) {
-    throw new HeddleError('ERR_OPTION', `${name} must be one number or ${axes}, got [${list.join(', ')}]`);
-  }
-  return list.map((x) => optionInteger(x, min, MAX_EXTENT, name));
-}
-
 /** @internal */
 export function prepareConv(layer: ConvLayer): PreparedLayer {
   const { kind } = layer;
@@ -73,14 +56,15 @@ export function prepareConv(layer: ConvLayer): PreparedLayer {
       `layer.input: expected ${axes + 2} dimensions, got [${x.dims.join(', ')}]`,
     );
   }
-  const kernel = perAxis(layer.kernel, axes, 1, undefined, 'layer.kernel');
-  const stride = perAxis(layer.stride, axes, 1, 1, 'layer.stride');
-  const padding = perAxis(layer.padding, axes, 0, 0, 'layer.padding');
-  const dilation = perAxis(layer.dilation, axes, 1, 1, 'layer.dilation');
+  if (layer.kernel === undefined) throw new HeddleError('ERR_ARGUMENT', 'layer.kernel is required');
+  const kernel = perAxis(layer.kernel, axes, 1, 'layer.kernel');
+  const stride = perAxis(layer.stride ?? 1, axes, 1, 'layer.stride');
+  const padding = perAxis(layer.padding ?? 0, axes, 0, 'layer.padding');
+  const dilation = perAxis(layer.dilation ?? 1, axes, 1, 'layer.dilation');
   const bias = asBoolean(layer.bias, undefined);
   const [samples, inChannels, ...size] = x.dims;
-  const outputSize = size.map((n, i) => {
-    const places = Math.floor((n + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) / stride[i]) + 1;
+  const outSize = size.map((n, i) => {
+    const places = outputSize(n, kernel[i], stride[i], padding[i], dilation[i]);
     if (n < 1 || n > MAX_EXTENT || places < 1) {
       throw new HeddleError(
         'ERR_SHAPE',
@@ -90,14 +74,14 @@ export function prepareConv(layer: ConvLayer): PreparedLayer {
     return places;
   });
   const outChannels = g.dims[1];
-  const expected = [samples, outChannels, ...outputSize];
-  if (g.dims.length !== expected.length || g.dims.some((d, i) => d !== expected[i])) {
+  const expected = [samples, outChannels, ...outSize];
+  if (!sameDims(g.dims, expected)) {
     throw new HeddleError(
       'ERR_SHAPE',
-      `layer.gradOutputs: expected [${samples}, C_out, ${outputSize.join(', ')}], got [${g.dims.join(', ')}]`,
+      `layer.gradOutputs: expected [${samples}, C_out, ${outSize.join(', ')}], got [${g.dims.join(', ')}]`,
     );
   }
-  const mask = asMask(layer.mask, [samples, ...outputSize]);
+  const mask = asMask(layer.mask, [samples, ...outSize]);
   const groups = optionInteger(layer.groups ?? 1, 1, MAX_EXTENT, 'layer.groups');
   if (inChannels % groups !== 0 || outChannels % groups !== 0) {
     throw new HeddleError(
@@ -105,17 +89,8 @@ export function prepareConv(layer: ConvLayer): PreparedLayer {
       `layer.groups must divide the ${inChannels} input and ${outChannels} output channels, got ${groups}`,
     );
   }
-  // Axes are padded in front to three: extents of 1, kernel 1, stride 1, padding 0, dilation 1.
-  const three = (list: number[], fill: number) => [...new Array(3 - axes).fill(fill), ...list];
-  const geometry = Int32Array.of(
-    ...three(size, 1),
-    ...three(outputSize, 1),
-    ...three(kernel, 1),
-    ...three(stride, 1),
-    ...three(padding, 0),
-    ...three(dilation, 1),
-  );
-  const places = product(outputSize);
+  const geometry = geometryNumbers({ size, outSize, kernel, stride, padding, dilation });
+  const places = product(outSize);
   const inputs = (inChannels / groups) * product(kernel);
   return {
     stem: 'conv',
@@ -147,7 +122,7 @@ export function prepareConv(layer: ConvLayer): PreparedLayer {
       inChannels,
       outChannels,
       size,
-      outputSize,
+      outputSize: outSize,
       kernel,
       stride,
       padding,

@@ -43,6 +43,7 @@ export {
   PoissonSampler,
   type SamplerOptions,
   type SamplingGuarantee,
+  type SavedSampler,
   ShuffledSampler,
   TruncatedPoissonSampler,
 } from './samplers.ts';

@@ -1,6 +1,6 @@
 import { HeddleError } from '../errors.ts';
 import { checkOptions, optionInteger } from '../op.ts';
-import { asTensor, type TensorLike } from '../tensor.ts';
+import { asTensor, checkDims, product, type TensorLike } from '../tensor.ts';
 import { CONV_KEYS, type ConvLayer, prepareConv } from './convLayer.ts';
 import { EXPERTS_KEYS, type ExpertsLayer, prepareExperts } from './expertsLayer.ts';
 import {
@@ -11,7 +11,6 @@ import {
   checkLeading,
   featureTensor,
   type PreparedLayer,
-  product,
   type Rows,
   tensorsOf,
   values,
@@ -199,12 +198,7 @@ function prepareEmbedding(layer: EmbeddingLayer): PreparedLayer {
 function prepareNorm(layer: NormLayer | GroupNormLayer): PreparedLayer {
   const x = featureTensor(layer.normalized, 'layer.normalized');
   const g = featureTensor(layer.gradOutputs, 'layer.gradOutputs');
-  if (g.dims.length !== x.dims.length || g.dims.some((d, i) => d !== x.dims[i])) {
-    throw new HeddleError(
-      'ERR_SHAPE',
-      `layer.gradOutputs: expected [${x.dims.join(', ')}] as normalized, got [${g.dims.join(', ')}]`,
-    );
-  }
+  checkDims(g, x.dims, 'layer.gradOutputs', 'normalized');
   const { kind } = layer;
   const bias = asBoolean(layer.bias, kind !== 'rms-norm');
   const samples = x.dims[0];

@@ -2,7 +2,7 @@
 import { DTYPE_CODE, decodeFloats, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import type { Layer } from '../reference/privacy/layers.ts';
-import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, checkDims, sameDims, type Tensor, type TensorLike } from '../tensor.ts';
 
 /** A checked layer: what the native ops and the reference take. */
 export interface PreparedLayer {
@@ -35,15 +35,13 @@ export function featureTensor(value: TensorLike, name: string, rank = 2): Tensor
   return t;
 }
 
-export const product = (dims: readonly number[]) => dims.reduce((a, b) => a * b, 1);
-
 export function checkLeading(
   dims: readonly number[],
   lead: readonly number[],
   name: string,
   of: string,
 ): void {
-  if (dims.length !== lead.length || dims.some((d, i) => d !== lead[i])) {
+  if (!sameDims(dims, lead)) {
     throw new HeddleError(
       'ERR_SHAPE',
       `${name}: expected leading dims [${lead.join(', ')}] as in ${of}, got [${dims.join(', ')}]`,
@@ -54,12 +52,7 @@ export function checkLeading(
 export function asMask(value: TensorLike | undefined, lead: readonly number[]): Tensor<'uint8'> | null {
   if (value === undefined) return null;
   const t = asTensor(value, 'layer.mask', ['uint8']);
-  if (t.dims.length !== lead.length || t.dims.some((d, i) => d !== lead[i])) {
-    throw new HeddleError(
-      'ERR_SHAPE',
-      `layer.mask: expected [${lead.join(', ')}], got [${t.dims.join(', ')}]`,
-    );
-  }
+  checkDims(t, lead, 'layer.mask');
   return t;
 }
 

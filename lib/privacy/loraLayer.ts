@@ -1,14 +1,13 @@
 import { DTYPE_CODE, FLOAT_TYPES } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { optionNumber } from '../op.ts';
-import { asTensor, type TensorLike } from '../tensor.ts';
+import { asTensor, product, type TensorLike } from '../tensor.ts';
 import {
   argsOf,
   asMask,
   checkLeading,
   featureTensor,
   type PreparedLayer,
-  product,
   type Rows,
   tensorsOf,
   values,

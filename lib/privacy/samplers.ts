@@ -1,7 +1,7 @@
 import { HeddleError } from '../errors.ts';
 import { checkOptions, type OpOptions, optionInteger } from '../op.ts';
 import { SAMPLING_STREAM, SHUFFLE_STREAM } from '../reference/privacy/gaussianNoise.ts';
-import { chacha20Blocks, keyArgument } from './chacha20.ts';
+import { chacha20Blocks, keyArgument, keyFingerprint } from './chacha20.ts';
 
 /** What an accountant may assume about the batches of a sampler. */
 export type SamplingGuarantee =
@@ -9,7 +9,8 @@ export type SamplingGuarantee =
   | 'poisson'
   /**
    * Poisson batches cut to at most `maxBatch` examples at random. Equal to Poisson batches except with probability τ
-   * per step ({@link TruncatedPoissonSampler.overflowProbability}): add (1 + e^ε)·steps·τ to the Poisson δ.
+   * per step ({@link TruncatedPoissonSampler.overflowProbability}), which adds (1 + e^ε)·steps·τ to the Poisson δ: the
+   * `overflowProbability` of a phase.
    */
   | 'poisson-truncated'
   /**
@@ -23,6 +24,19 @@ export interface SamplerOptions {
   key: Uint8Array;
   /** Examples in the dataset. */
   size: number;
+}
+
+/**
+ * What determines a sampler's batches, as a run saves it. A sampler has no other state: the batch of a step is a function
+ * of this and the step.
+ */
+export interface SavedSampler {
+  guarantee: SamplingGuarantee;
+  size: number;
+  sampleRate: number;
+  maxBatch?: number;
+  /** Recognises the key; does not reveal it. */
+  keyFingerprint: string;
 }
 
 const BASE = ['key', 'size'];
@@ -70,6 +84,7 @@ export class PoissonSampler {
   readonly size: number;
   readonly sampleRate: number;
   protected readonly key: Uint32Array;
+  readonly #fingerprint: string;
 
   /** @throws HeddleError `ERR_ARGUMENT`, `ERR_OPTION` */
   constructor(options: SamplerOptions & { sampleRate: number }) {
@@ -80,11 +95,18 @@ export class PoissonSampler {
     );
     this.size = options.size;
     this.sampleRate = checkRate(options.sampleRate);
+    this.#fingerprint = keyFingerprint(options.key, 'heddle.privacy.sampler');
   }
 
   /** size·sampleRate: public, and what a step divides by. */
   get expectedBatch(): number {
     return this.size * this.sampleRate;
+  }
+
+  /** The saved form, without the key; called by `JSON.stringify`. */
+  toJSON(): SavedSampler {
+    const { guarantee, size, sampleRate } = this;
+    return { guarantee, size, sampleRate, keyFingerprint: this.#fingerprint };
   }
 
   /** Indices of the examples in the batch of `step`, ascending. */
@@ -107,7 +129,7 @@ export class PoissonSampler {
 /**
  * Poisson batches of at most `maxBatch` examples, for a fixed amount of memory: a larger draw is cut to a uniformly
  * random part of it. The cut makes examples depend on each other, so the Poisson accountants hold only up to the
- * probability of a cut.
+ * probability of a cut: give them {@link overflowProbability} in the phase, as `PrivateOptimizer` does.
  */
 export class TruncatedPoissonSampler extends PoissonSampler {
   override readonly guarantee: SamplingGuarantee = 'poisson-truncated';
@@ -118,12 +140,16 @@ export class TruncatedPoissonSampler extends PoissonSampler {
     this.maxBatch = optionInteger(options.maxBatch, 1, MAX_SIZE, 'maxBatch');
   }
 
+  override toJSON(): SavedSampler {
+    return { ...super.toJSON(), maxBatch: this.maxBatch };
+  }
+
   /**
-   * Bound of the probability that one step's draw exceeds `maxBatch` (Chernoff: e^{−n·KL(maxBatch + 1 ‖ n·q)}); 1 where
-   * it says nothing.
+   * τ: bound of the probability that one step's draw exceeds `maxBatch` (Chernoff: e^{−n·KL((maxBatch + 1)/n ‖ q)}); 1
+   * where it says nothing. n is `size` + 1, so that it holds for the neighbouring dataset with one example more as well.
    */
   get overflowProbability(): number {
-    const n = this.size;
+    const n = this.size + 1;
     const q = this.sampleRate;
     const a = (this.maxBatch + 1) / n;
     if (this.maxBatch >= n) return 0;

@@ -1,14 +1,13 @@
 import { DTYPE_CODE } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { optionInteger } from '../op.ts';
-import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, product, type Tensor, type TensorLike } from '../tensor.ts';
 import {
   asMask,
   checkIndices,
   checkLeading,
   featureTensor,
   type PreparedLayer,
-  product,
   values,
 } from './layerArguments.ts';
 

@@ -9,14 +9,17 @@ import {
   optionNumber,
 } from '../op.ts';
 import { crossEntropyReference } from '../reference/training/crossEntropy.ts';
-import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
-import { float32, perform, product, zeros } from './ops/perform.ts';
+import { asTensor, checkDims, makeTensor, product, type Tensor, type TensorLike } from '../tensor.ts';
+import { asMask } from './blocks/mask.ts';
+import { float32, perform, zeros } from './ops/perform.ts';
 
 export interface CrossEntropyOptions {
   /** What a sample's loss is over its own positions. Default mean. Samples are never averaged. */
   reduction?: 'mean' | 'sum';
   /** The gradient is multiplied by it: the optimizer's `lossScale`. Default 1. */
   scale?: number;
+  /** uint8 in the dims of the labels, `Pass.mask`: 0 marks padding, whose label is not read and which has no loss. */
+  mask?: TensorLike | null;
 }
 
 /** What {@link crossEntropy} returns. */
@@ -29,7 +32,7 @@ export interface CrossEntropyResult {
   prediction: Tensor<'int32'>;
 }
 
-const OPTIONS: ReadonlySet<string> = new Set(['reduction', 'scale', 'backend', 'threads', 'signal']);
+const OPTIONS: ReadonlySet<string> = new Set(['reduction', 'scale', 'mask', 'backend', 'threads', 'signal']);
 
 const op: Op = {
   name: 'crossEntropy',
@@ -48,15 +51,15 @@ function* run(
 ): Steps<CrossEntropyResult> {
   checkOptions(options, OPTIONS, 'crossEntropy');
   const x = float32(logits, 'logits');
-  const y = asTensor(labels, 'labels', ['int32']);
+  let y = asTensor(labels, 'labels', ['int32']);
   if (x.dims.length < 2)
     throw new HeddleError('ERR_SHAPE', `logits: expected [B, …, classes], got [${x.dims.join(', ')}]`);
   const lead = x.dims.slice(0, -1);
-  if (y.dims.length !== lead.length || y.dims.some((d, i) => d !== lead[i])) {
-    throw new HeddleError(
-      'ERR_SHAPE',
-      `labels: expected [${lead.join(', ')}] as the logits, got [${y.dims.join(', ')}]`,
-    );
+  checkDims(y, lead, 'labels', 'the logits');
+  const mask = asMask(options?.mask ?? undefined, lead, 'the labels');
+  if (mask !== null) {
+    const own = y.data.map((label, i) => (mask.data[i] === 0 ? -1 : label));
+    y = makeTensor('int32', own, lead);
   }
   const reduction = optionChoice(options?.reduction, ['mean', 'sum'], 'mean', 'reduction');
   const scale = optionNumber(options?.scale, 0, 1, 'scale');

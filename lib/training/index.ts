@@ -1,7 +1,7 @@
 /** Private training: an optimizer on per-sample clipping, and blocks to build networks of. */
 export type { AdamOptions, AlgorithmOptions, SgdOptions } from './algorithm.ts';
 export { SelfAttention } from './blocks/attention.ts';
-export { Block, type LayerParameters, Pass } from './blocks/block.ts';
+export { Block, type ForwardOptions, type LayerParameters, Pass } from './blocks/block.ts';
 export {
   AvgPool2d,
   Conv1d,
@@ -14,7 +14,7 @@ export {
 export { Embedding, Linear, PositionEmbedding } from './blocks/linear.ts';
 export { GroupNorm, LayerNorm, RmsNorm } from './blocks/normalization.ts';
 export { Residual, Sequential } from './blocks/sequential.ts';
-export { Flatten, Gelu, Relu, Tanh } from './blocks/simple.ts';
+export { Flatten, Gelu, MeanTokens, Relu, Tanh } from './blocks/simple.ts';
 export {
   type CrossEntropyOptions,
   type CrossEntropyResult,
@@ -22,6 +22,12 @@ export {
   crossEntropySync,
 } from './crossEntropy.ts';
 export type { DynamicLossScale } from './lossScale.ts';
-export type { Accumulated, Layers, PrivateOptimizerOptions, StepReport } from './optimizerOptions.ts';
+export type {
+  Accumulated,
+  Layers,
+  PrivateOptimizerOptions,
+  SamplingParameters,
+  StepReport,
+} from './optimizerOptions.ts';
 export type { OptimizerProgress, OptimizerState } from './optimizerState.ts';
 export { PrivateOptimizer } from './privateOptimizer.ts';

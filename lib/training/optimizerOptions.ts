@@ -1,10 +1,10 @@
 import { HeddleError } from '../errors.ts';
-import { type OpOptions, optionChoice, optionNumber } from '../op.ts';
+import { type OpOptions, optionNumber } from '../op.ts';
+import type { AdaptiveClipping } from '../privacy/adaptiveClipping.ts';
 import type { ClipFactorsOptions } from '../privacy/clipFactors.ts';
-import { discreteNoisePlan } from '../privacy/discreteNoise.ts';
 import type { PrivateLayer } from '../privacy/layer.ts';
 import type { LoraLayer } from '../privacy/loraLayer.ts';
-import type { SamplingGuarantee } from '../privacy/samplers.ts';
+import type { SamplingGuarantee, SavedSampler } from '../privacy/samplers.ts';
 import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import type { Algorithm, AlgorithmOptions } from './algorithm.ts';
 import type { DynamicLossScale } from './lossScale.ts';
@@ -15,12 +15,22 @@ export interface PrivateOptimizerOptions {
   /** Layers that {@link PrivateOptimizer.accumulate} is given but that are not trained; the rest must be in `layers`. */
   frozen?: readonly string[];
   algorithm: AlgorithmOptions;
-  /** R: the bound of each sample's gradient over all layers. */
-  maxNorm: number;
-  /** σ: the noise's standard deviation is σ·R. 0 switches privacy off; ε is then infinite. */
+  /**
+   * R: the bound of each sample's gradient over all layers. An `AdaptiveClipping` makes it follow a quantile of the norms
+   * over all layers, whatever the grouping; it is copied and draws its noise with this optimizer's key, and
+   * {@link PrivateOptimizer.maxNorm} tells where it is.
+   */
+  maxNorm: number | AdaptiveClipping;
+  /**
+   * σ: the noise's standard deviation is σ·R. 0 switches privacy off; ε is then infinite. With an adaptive R, σ is that of
+   * sum and count together, so the sum's noise is a little larger: `AdaptiveClipping.gradientNoiseMultiplier`.
+   */
   noiseMultiplier: number;
-  /** The batches: of a `PoissonSampler`, or what it would say. The public expected batch is what a step divides by. */
-  sampler: { sampleRate: number; expectedBatch: number; guarantee?: SamplingGuarantee };
+  /**
+   * The batches: a `PoissonSampler` or `TruncatedPoissonSampler`, or what it would say. The public expected batch is what
+   * a step divides by.
+   */
+  sampler: SamplingParameters;
   /**
    * `continuous` (default): Gaussian noise in float32. `discrete`: sums are rounded to a grid and get discrete Gaussian
    * noise drawn by integers alone, which leaves no pattern of floating point; every parameter must then be in this
@@ -41,6 +51,18 @@ export interface PrivateOptimizerOptions {
   noiseOffset?: number;
   backend?: OpOptions['backend'];
   threads?: number;
+}
+
+/** What is accounted for of the batches. */
+export interface SamplingParameters {
+  sampleRate: number;
+  expectedBatch: number;
+  /** `poisson` (default) or `poisson-truncated`. */
+  guarantee?: SamplingGuarantee;
+  /** τ of truncated batches: the probability that one is cut. */
+  overflowProbability?: number;
+  /** What a saved state keeps of a sampler. */
+  toJSON?(): SavedSampler;
 }
 
 /** @internal */
@@ -82,25 +104,6 @@ export interface StepReport {
 
 /** What a backward pass recorded of each layer. */
 export type Layers = Readonly<Record<string, PrivateLayer | LoraLayer>>;
-
-/** @internal What `addNoise` is told besides key, step and offset. */
-export interface NoiseParameters {
-  mode: 'continuous' | 'discrete';
-  stddev: number;
-  granularity?: number;
-}
-
-/** @internal */
-export function noiseOf(options: PrivateOptimizerOptions, slots: readonly Slot[]): NoiseParameters {
-  const { noiseMultiplier, maxNorm } = options;
-  const mode = optionChoice(options.noise, ['continuous', 'discrete'], 'continuous', 'noise');
-  if (mode === 'continuous' || noiseMultiplier === 0) {
-    return { mode: 'continuous', stddev: noiseMultiplier * maxNorm };
-  }
-  const elements = slots.reduce((sum, s) => sum + s.parameter.length, 0);
-  const { stddev, granularity } = discreteNoisePlan({ maxNorm, noiseMultiplier, elements });
-  return { mode, stddev, granularity };
-}
 
 /** @internal A trained parameter with its state. */
 export interface Slot {
@@ -151,16 +154,26 @@ function overlap(a: Float32Array, b: Float32Array): boolean {
   return a.buffer === b.buffer && a.byteOffset < end(b) && b.byteOffset < end(a);
 }
 
+/** @internal The batches as the optimizer keeps them. */
+export interface Sampling {
+  sampleRate: number;
+  expectedBatch: number;
+  overflowProbability: number;
+  /** What determines them, for a saved state. */
+  identity: unknown;
+}
+
 /** @internal */
-export function checkSampler(sampler: PrivateOptimizerOptions['sampler']): [rate: number, expected: number] {
+export function checkSampler(sampler: PrivateOptimizerOptions['sampler']): Sampling {
   if (sampler === null || typeof sampler !== 'object') {
     throw new HeddleError(
       'ERR_ARGUMENT',
-      'sampler: expected a PoissonSampler, or { sampleRate, expectedBatch }',
+      'sampler: expected a PoissonSampler or TruncatedPoissonSampler, or { sampleRate, expectedBatch }',
     );
   }
-  const { sampleRate, expectedBatch, guarantee } = sampler;
-  if (guarantee !== undefined && guarantee !== 'poisson') {
+  const { sampleRate, expectedBatch, guarantee = 'poisson' } = sampler;
+  const truncated = guarantee === 'poisson-truncated';
+  if (guarantee !== 'poisson' && !truncated) {
     throw new HeddleError(
       'ERR_OPTION',
       `sampler: its batches are '${guarantee}', and the ledger accounts for Poisson sampling; state sampleRate and expectedBatch that hold for it instead (for a shuffle: sampleRate 1 per epoch)`,
@@ -174,7 +187,16 @@ export function checkSampler(sampler: PrivateOptimizerOptions['sampler']): [rate
   }
   const expected = optionNumber(expectedBatch ?? Number.NaN, 0, 0, 'sampler.expectedBatch');
   if (expected === 0) throw new HeddleError('ERR_OPTION', 'sampler.expectedBatch must be above 0');
-  return [sampleRate, expected];
+  const overflowProbability = truncated ? sampler.overflowProbability : 0;
+  if (typeof overflowProbability !== 'number' || !(overflowProbability >= 0 && overflowProbability < 1)) {
+    throw new HeddleError(
+      'ERR_OPTION',
+      `sampler.overflowProbability of truncated batches must be at least 0 and below 1, got ${String(overflowProbability)}: raise maxBatch well above the expected ${expected}`,
+    );
+  }
+  const saved = sampler.toJSON?.() ?? { guarantee, sampleRate };
+  const identity = { ...saved, expectedBatch: expected, overflowProbability };
+  return { sampleRate, expectedBatch: expected, overflowProbability, identity };
 }
 
 /** @internal The group number of each layer. */

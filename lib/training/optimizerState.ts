@@ -1,14 +1,15 @@
-import { createHash } from 'node:crypto';
 import { type Steps, step } from '../checkpoint/steps.ts';
 import { writeSafetensors } from '../checkpoint/write.ts';
 import { openCheckpoint, openCheckpointSync } from '../checkpoint.ts';
 import { HeddleError } from '../errors.ts';
 import { PrivacyLedger, type SavedLedger } from '../privacy/accountants/ledger.ts';
+import type { SavedAdaptiveClipping } from '../privacy/adaptiveClipping.ts';
+import { keyFingerprint } from '../privacy/chacha20.ts';
 import { makeTensor, type Tensor } from '../tensor.ts';
 import type { Slot } from './optimizerOptions.ts';
 
 const FORMAT = 'heddle.privacy.optimizer';
-const VERSION = 1;
+const VERSION = 2;
 
 /** What moves from step to step, besides the arrays. */
 export interface OptimizerProgress {
@@ -17,6 +18,8 @@ export interface OptimizerProgress {
   lossScale: number;
   /** Steps since the loss scale last changed. */
   quietSteps: number;
+  /** Of an adaptive clipping norm: where it is. */
+  clipping: SavedAdaptiveClipping | null;
   ledger: SavedLedger;
 }
 
@@ -31,10 +34,6 @@ export interface OptimizerState {
   progress: OptimizerProgress;
   /** `parameter.<layer>.<name>`, `first.…`, `second.…`. */
   tensors: Record<string, Tensor<'float32'>>;
-}
-
-function fingerprint(key: Uint8Array): string {
-  return createHash('sha256').update(`${FORMAT} key fingerprint`).update(key).digest('hex').slice(0, 32);
 }
 
 /** The arrays of a slot by their names in the state. */
@@ -66,7 +65,7 @@ export function sealState(
     format: FORMAT,
     version: VERSION,
     identity: JSON.parse(JSON.stringify(identity)),
-    keyFingerprint: fingerprint(key),
+    keyFingerprint: keyFingerprint(key, FORMAT),
     progress,
     tensors,
   };
@@ -100,7 +99,7 @@ export function openState(
   if (state.format !== FORMAT) throw bad(`format must be '${FORMAT}', got ${JSON.stringify(state.format)}`);
   if (state.version !== VERSION)
     throw bad(`version must be ${VERSION}, got ${JSON.stringify(state.version)}`);
-  if (state.keyFingerprint !== fingerprint(key)) throw bad('it belongs to another key');
+  if (state.keyFingerprint !== keyFingerprint(key, FORMAT)) throw bad('it belongs to another key');
   const changed = difference(state.identity, JSON.parse(JSON.stringify(identity)), '');
   if (changed !== undefined) {
     throw bad(`${changed}. A changed run needs a new key: the same noise on other sums would cancel out`);

@@ -14,6 +14,7 @@ import { addNoise, addNoiseSync, gaussianNoiseSync } from '../privacy/gaussianNo
 import type { PrivateLayer } from '../privacy/layer.ts';
 import { perSampleSquaredNorms, perSampleSquaredNormsSync } from '../privacy/perSampleSquaredNorms.ts';
 import { type Algorithm, checkAlgorithm } from './algorithm.ts';
+import { ClippingNorm } from './clippingNorm.ts';
 import { LossScale } from './lossScale.ts';
 import { optimizerUpdate } from './ops/optimizerUpdate.ts';
 import type { RunOptions } from './ops/perform.ts';
@@ -23,10 +24,9 @@ import {
   checkSampler,
   groupsOf,
   type Layers,
-  type NoiseParameters,
-  noiseOf,
   OPTIONS,
   type PrivateOptimizerOptions,
+  type Sampling,
   type Slot,
   type StepReport,
   slotsOf,
@@ -72,13 +72,13 @@ export class PrivateOptimizer {
   readonly #names: readonly string[];
   readonly #frozen: ReadonlySet<string>;
   readonly #algorithm: Algorithm;
-  readonly #clip: ClipFactorsOptions & { grouping: readonly number[] };
+  readonly #clip: Omit<ClipFactorsOptions, 'maxNorm'> & { grouping: readonly number[] };
+  readonly #norm: ClippingNorm;
   readonly #scale: LossScale;
   readonly #key: Uint8Array;
   readonly #noiseMultiplier: number;
-  readonly #noise: NoiseParameters;
-  readonly #sampleRate: number;
-  readonly #expectedBatch: number;
+  readonly #noiseMode: 'continuous' | 'discrete';
+  readonly #sampling: Sampling;
   /** Index of the noise behind the last parameter's. */
   readonly #end: number;
   readonly #run: RunOptions;
@@ -91,26 +91,28 @@ export class PrivateOptimizer {
     this.#algorithm = checkAlgorithm(options.algorithm);
     this.learningRate = this.#algorithm.learningRate;
     this.#noiseMultiplier = optionNumber(options.noiseMultiplier ?? Number.NaN, 0, 0, 'noiseMultiplier');
-    const maxNorm = optionNumber(options.maxNorm ?? Number.NaN, 0, 0, 'maxNorm');
     keyArgument(options.key);
     this.#key = options.key.slice();
-    [this.#sampleRate, this.#expectedBatch] = checkSampler(options.sampler);
+    this.#sampling = checkSampler(options.sampler);
     this.#names = Object.keys(options.layers ?? {});
     if (this.#names.length === 0)
       throw new HeddleError('ERR_ARGUMENT', 'layers: expected at least one layer');
     this.#frozen = new Set(options.frozen ?? []);
     const { mode, stability, gamma } = options;
-    this.#clip = { maxNorm, mode, stability, gamma, grouping: groupsOf(options.grouping, this.#names) };
+    this.#clip = { mode, stability, gamma, grouping: groupsOf(options.grouping, this.#names) };
     // Refuses a bad mode, stability or gamma now.
     clipFactorsSync(
       this.#names.map(() => new Float32Array(0)),
-      this.#clip,
+      { ...this.#clip, maxNorm: 1 },
     );
     this.#scale = new LossScale(options.lossScale, this.#noiseMultiplier);
     this.#run = { backend: options.backend, threads: options.threads };
     const offset = optionInteger(options.noiseOffset ?? 0, 0, Number.MAX_SAFE_INTEGER, 'noiseOffset');
     this.#slots = slotsOf(options.layers, this.#algorithm, offset);
-    this.#noise = noiseOf(options, this.#slots);
+    const elements = this.#slots.reduce((sum, s) => sum + s.parameter.length, 0);
+    const { expectedBatch } = this.#sampling;
+    this.#norm = new ClippingNorm(options, expectedBatch, this.#names.length, elements);
+    this.#noiseMode = this.#norm.noise().mode;
     this.#end = this.#slots.reduce((end, s) => Math.max(end, s.offset + s.parameter.length), offset);
   }
 
@@ -122,6 +124,11 @@ export class PrivateOptimizer {
   /** What the caller multiplies losses (or the first gradient) by before the backward pass. */
   get lossScale(): number {
     return this.#scale.value;
+  }
+
+  /** R of the step to come; with an `AdaptiveClipping` it moves with every step. Its values may be published. */
+  get maxNorm(): number {
+    return this.#norm.value;
   }
 
   /** A copy of what was spent. */
@@ -187,7 +194,7 @@ export class PrivateOptimizer {
         out: this.#out(name),
       });
     }
-    const factors = clipFactorsSync(norms, this.#clip) as ClipFactors[];
+    const factors = clipFactorsSync(norms, { ...this.#clip, maxNorm: this.maxNorm }) as ClipFactors[];
     const unscaled = factors.map((f) => f.data.map((c) => c / this.#scale.value));
     this.#changing = true;
     for (const [i, name] of names.entries()) {
@@ -201,6 +208,7 @@ export class PrivateOptimizer {
     }
     const samples = norms[0].length;
     const { nonFinite } = factors[0];
+    this.#norm.collect(norms);
     this.#open = true;
     this.#samples += samples;
     this.#nonFinite += nonFinite.length;
@@ -215,9 +223,10 @@ export class PrivateOptimizer {
     // First the account, then what it is for.
     if (this.#noiseMultiplier > 0) {
       const noiseMultiplier = this.#scale.combined(this.#noiseMultiplier);
-      this.#ledger.record({ noiseMultiplier, sampleRate: this.#sampleRate, steps: 1 });
+      const { sampleRate, overflowProbability } = this.#sampling;
+      this.#ledger.record({ noiseMultiplier, sampleRate, overflowProbability, steps: 1 });
     }
-    const noise = { ...this.#noise, key: this.#key, step: number };
+    const noise = { ...this.#norm.noise(), key: this.#key, step: number };
     const correction = (beta: number) => 1 / (1 - beta ** (number + 1));
     for (const s of this.#slots) {
       const own = { ...this.#run, ...noise, offset: s.offset };
@@ -233,7 +242,7 @@ export class PrivateOptimizer {
         gradient: s.sum.data,
         first: s.first,
         second: s.second,
-        scale: 1 / this.#expectedBatch,
+        scale: 1 / this.#sampling.expectedBatch,
         learningRate: this.learningRate,
         weightDecay: algorithm.weightDecay,
         momentum: algorithm.momentum,
@@ -246,6 +255,7 @@ export class PrivateOptimizer {
       yield* optimizerUpdate(update, this.#run);
     }
     this.#moveScale();
+    this.#norm.update(number);
     const report = {
       step: number,
       samples: this.#samples,
@@ -305,27 +315,27 @@ export class PrivateOptimizer {
   /** What must be the same in a run that goes on from a saved state, under the same key. */
   #identity(): Record<string, unknown> {
     const { learningRate: _, ...algorithm } = this.#algorithm;
-    const { mode, stability, gamma, maxNorm, grouping } = this.#clip;
+    const { mode, stability, gamma, grouping } = this.#clip;
     return {
       parameters: this.#slots.map((s) => [s.layer, s.name, s.dims, s.offset]),
       algorithm,
       clipping: {
-        maxNorm,
+        maxNorm: this.#norm.identity(),
         mode: mode ?? 'abadi',
         stability: stability ?? null,
         gamma: gamma ?? null,
         grouping,
       },
       noiseMultiplier: this.#noiseMultiplier,
-      noise: this.#noise.mode,
-      sampleRate: this.#sampleRate,
-      expectedBatch: this.#expectedBatch,
+      noise: this.#noiseMode,
+      sampler: this.#sampling.identity,
       lossScale: { countNoise: this.#scale.countNoise, growthInterval: this.#scale.growthInterval },
     };
   }
 
   /**
-   * Everything that a later process needs to go on, bit for bit: parameters, moments, step, loss scale and ledger. Copies.
+   * Everything that a later process needs to go on, bit for bit: parameters, moments, step, clipping norm, loss scale,
+   * what determines the sampler's batches, and ledger. Copies.
    * @throws HeddleError `ERR_ARGUMENT` between accumulate and step
    */
   state(): OptimizerState {
@@ -338,6 +348,7 @@ export class PrivateOptimizer {
       learningRate: this.learningRate,
       lossScale: this.#scale.value,
       quietSteps: this.#scale.quiet,
+      clipping: this.#norm.toJSON(),
       ledger: this.#ledger.toJSON(),
     };
     return sealState(this.#identity(), this.#key, progress, this.#slots);
@@ -351,6 +362,7 @@ export class PrivateOptimizer {
   load(state: OptimizerState): void {
     if (this.#busy) throw new HeddleError('ERR_ARGUMENT', 'load: another call of this optimizer is running');
     const { progress, ledger, arrays } = openState(state, this.#identity(), this.#key, this.#slots);
+    this.#norm.open(progress.clipping, progress.steps)();
     for (const [array, saved] of arrays) array.set(saved);
     for (const s of this.#slots) s.sum.data.fill(0);
     this.#ledger = ledger;

@@ -142,20 +142,8 @@ struct BackwardUnit {
     const int64_t group = a.problem.group(), i = row / group;
     return {i, static_cast<int32_t>(key_head * group + row % group), key_range(a.problem, s, i)};
   }
-  // First element of a row in a contiguous tensor of `dim` per head.
-  int64_t row_at(const RowView& r, int64_t dim) const {
-    const AttentionProblem& p = a.problem;
-    const int64_t token = p.is_prefix(r.position) ? p.prefix_at(s, 1, 0) : p.query_token_at(s, r.position);
-    return (token * (a.heads ? a.heads : p.query_heads) + a.first_head + r.head) * dim;
-  }
-  // The same in the upstream, counted from the patches' also for the prefix.
-  int64_t upstream_at(const RowView& r) const {
-    const AttentionProblem& p = a.problem;
-    if (!p.is_prefix(r.position)) return row_at(r, p.value_dim);
-    const int64_t between = (static_cast<const char*>(a.prefix_upstream) - static_cast<const char*>(a.upstream)) /
-                            dtype_bytes(p.type);
-    return between + (s.batch * p.query_heads + r.head) * p.value_dim;
-  }
+  int64_t row_at(const RowView& r, int64_t dim) const { return a.row_at(s, r.position, r.head, dim); }
+  int64_t upstream_at(const RowView& r) const { return a.upstream_at(s, r.position, r.head); }
 };
 
 HEDDLE_INLINE void start_rows(const BackwardUnit& u) {
@@ -294,13 +282,10 @@ static bool backward_unit(const AttentionBackwardArgs& a, int64_t sequence, int6
     for (int64_t j = 0; j < panel && key + j < u.s.keys; ++j) {
       const bool first = p.is_prefix(key + j);
       const DType type = first ? DType::kFloat32 : p.type;
-      const int64_t heads = a.heads ? a.heads / p.group() : p.key_heads;
-      const int64_t at = (first ? p.prefix_at(u.s, 1, 0) : p.key_token_at(u.s, key + j)) * heads +
-                         a.first_head / p.group() + key_head;
-      store_scaled(first ? a.prefix_key_grad : a.key_grad, type, at * p.head_dim, u.m.key_sums + j * qk, p.head_dim,
-                   p.scale);
-      store_scaled(first ? a.prefix_value_grad : a.value_grad, type, at * p.value_dim, u.m.value_sums + j * vo,
-                   p.value_dim, 1.0f);
+      store_scaled(first ? a.prefix_key_grad : a.key_grad, type, a.key_row_at(u.s, key + j, key_head, p.head_dim),
+                   u.m.key_sums + j * qk, p.head_dim, p.scale);
+      store_scaled(first ? a.prefix_value_grad : a.value_grad, type, a.key_row_at(u.s, key + j, key_head, p.value_dim),
+                   u.m.value_sums + j * vo, p.value_dim, 1.0f);
     }
   }
   for (int64_t r = 0; r < u.row_count(); ++r) {

@@ -34,6 +34,25 @@ struct AttentionBackwardArgs {
   float prefix_weight = 1.0f;
   const float *prefix_output = nullptr, *prefix_lse = nullptr;
   float *prefix_query_grad = nullptr, *prefix_key_grad = nullptr, *prefix_value_grad = nullptr;
+
+  // First element of a row in a contiguous tensor of `dim` per query head; of the prefix: in [batch, inner, heads, dim].
+  HEDDLE_BOTH int64_t row_at(const Sequence& s, int64_t position, int64_t head, int64_t dim) const {
+    const int64_t token = problem.is_prefix(position) ? problem.prefix_at(s, 1, 0) : problem.query_token_at(s, position);
+    return (token * (heads ? heads : problem.query_heads) + first_head + head) * dim;
+  }
+  // The same per key head.
+  HEDDLE_BOTH int64_t key_row_at(const Sequence& s, int64_t position, int64_t key_head, int64_t dim) const {
+    const int64_t group = problem.group() ? problem.group() : 1;
+    const int64_t token = problem.is_prefix(position) ? problem.prefix_at(s, 1, 0) : problem.key_token_at(s, position);
+    return (token * (heads ? heads / group : problem.key_heads) + first_head / group + key_head) * dim;
+  }
+  // Of a row in the upstream, counted from the patches' also for the prefix.
+  HEDDLE_BOTH int64_t upstream_at(const Sequence& s, int64_t position, int64_t head) const {
+    if (!problem.is_prefix(position)) return row_at(s, position, head, problem.value_dim);
+    const int64_t between = (static_cast<const char*>(prefix_upstream) - static_cast<const char*>(upstream)) /
+                            (problem.type == DType::kFloat32 ? 4 : 2);
+    return between + (s.batch * problem.query_heads + head) * problem.value_dim;
+  }
 };
 
 // kOk, kCancelled or kNoMemory.

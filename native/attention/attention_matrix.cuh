@@ -19,18 +19,18 @@ __device__ __forceinline__ uint32_t pack_any(float low, float high) {
   else return static_cast<uint32_t>(round_f16(low)) | static_cast<uint32_t>(round_f16(high)) << 16;
 }
 
-// Rows of `dim` 16-bit elements to shared memory [rows][Pitch]; `start` gives a row's first element, or -1. Columns up to
+// Rows of `dim` 16-bit elements to shared memory [rows][Pitch]; `start` gives a row's first element, or kNoLine. Columns up to
 // Width are filled with zeros. In the background where everything is aligned to 16 bytes.
-template <int Rows, int Width, int Pitch, class Start>
+template <int Rows, int Width, int Pitch, int Threads = kMatrixThreads, class Start>
 __device__ __forceinline__ void load_tile(uint16_t* to, const void* from, int32_t dim, int64_t step, bool aligned,
                                           Start start) {
   const auto* data = static_cast<const uint16_t*>(from);
   constexpr int kChunks = Width / 8;
 #pragma unroll 1
-  for (int c = static_cast<int>(threadIdx.x); c < Rows * kChunks; c += kMatrixThreads) {
+  for (int c = static_cast<int>(threadIdx.x); c < Rows * kChunks; c += Threads) {
     const int row = c / kChunks, column = c % kChunks * 8;
     const int64_t at = start(row);
-    const int left = at < 0 ? 0 : dim - column;
+    const int left = at == kNoLine ? 0 : dim - column;
     uint16_t* target = to + row * Pitch + column;
     if (aligned) {
       cp_async_16(target, left > 0 ? data + at + column : data, left >= 8 ? 16 : left > 0 ? 2 * left : 0);
@@ -76,11 +76,11 @@ __global__ void __launch_bounds__(kMatrixThreads, Width == 64 ? 2 : 1) attention
 
   load_tile<kMatrixRows, Width, kPitch>(queries, p.query, p.head_dim, p.query_stride[3], aligned, [&](int r) {
     const int64_t row = rows.first + r;
-    return row > last ? int64_t{-1} : p.query_at(s, row / group, key_head * group + row % group);
+    return row > last ? kNoLine : p.query_at(s, row / group, key_head * group + row % group);
   });
   auto load_keys = [&](int64_t tile) {
     load_tile<kKeys, Width, kPitch>(keys, p.key, p.head_dim, p.key_stride[3], aligned, [&](int j) {
-      return tile + j < s.keys ? p.key_at(s, tile + j, key_head) : int64_t{-1};
+      return tile + j < s.keys ? p.key_at(s, tile + j, key_head) : kNoLine;
     });
   };
   load_keys(begin);
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kMatrixThreads, Width == 64 ? 2 : 1) attention
   for (int64_t tile = begin; tile < all.hi; tile += kKeys) {
     const bool whole = !formed && tile >= full_lo && tile + kKeys <= full_hi;
     load_tile<kKeys, Width, kPitch>(values, p.value, p.value_dim, p.value_stride[3], aligned, [&](int j) {
-      return tile + j < s.keys ? p.value_at(s, tile + j, key_head) : int64_t{-1};
+      return tile + j < s.keys ? p.value_at(s, tile + j, key_head) : kNoLine;
     });
     cp_async_wait<1>();
     __syncthreads();

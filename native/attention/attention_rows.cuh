@@ -8,6 +8,9 @@ namespace heddle {
 
 constexpr float kLog2OfE = 1.44269504f, kLnOf2 = 0.693147181f;
 
+// In place of a line's first element where there is no line. Not -1: a prefix may lie below the tensor it is counted from.
+constexpr int64_t kNoLine = INT64_MIN;
+
 // Row r of a (sequence, key head) is query position r / group of head key_head * group + r % group: a block serves all
 // heads that share its keys, so grouped queries read them once, and decoding fills its rows with heads.
 struct BlockRows {
@@ -21,29 +24,42 @@ __host__ inline int64_t row_blocks(const AttentionProblem& p, int64_t rows) {
   if (p.query_offsets) return p.queries * p.group() / rows + p.segments;
   return p.sequences() * ceil_div(p.queries * p.group(), rows);
 }
+// The same for blocks of keys.
+__host__ inline int64_t key_blocks(const AttentionProblem& p, int64_t keys) {
+  if (p.key_offsets) return p.keys / keys + p.segments;
+  return p.sequences() * ceil_div(p.keys, keys);
+}
+
+// Sequence and place inside it, in blocks, of a block of `rows` rows; a position has `group` of them.
+__device__ inline int64_t find_block(const AttentionProblem& p, const int32_t* offsets, int64_t positions, int64_t group,
+                                     int64_t rows, int64_t block, Sequence* out) {
+  if (!offsets) {
+    const int64_t each = ceil_div(positions * group, rows);
+    *out = sequence_of(p, block / each);
+    return block % each;
+  }
+  int64_t lo = 0, hi = p.segments;  // the last sequence that begins at or before the block
+  while (hi - lo > 1) {
+    const int64_t mid = (lo + hi) / 2;
+    if (offsets[mid] * group / rows + mid <= block) lo = mid;
+    else hi = mid;
+  }
+  *out = sequence_of(p, lo);
+  return block - (offsets[lo] * group / rows + lo);
+}
 
 // False for the whole block when there is nothing to do.
 __device__ inline bool find_rows(const AttentionProblem& p, int64_t rows, int64_t block, int64_t key_head, BlockRows* out) {
-  const int64_t group = p.group();
-  int64_t index, at;
-  if (p.query_offsets) {
-    int64_t lo = 0, hi = p.segments;  // the last sequence that begins at or before the block
-    while (hi - lo > 1) {
-      const int64_t mid = (lo + hi) / 2;
-      if (p.query_offsets[mid] * group / rows + mid <= block) lo = mid;
-      else hi = mid;
-    }
-    index = lo;
-    at = block - (p.query_offsets[lo] * group / rows + lo);
-  } else {
-    const int64_t each = ceil_div(p.queries * group, rows);
-    index = block / each;
-    at = block % each;
-  }
-  out->sequence = sequence_of(p, index);
+  out->first = find_block(p, p.query_offsets, p.queries, p.group(), rows, block, &out->sequence) * rows;
   out->key_head = key_head;
-  out->count = out->sequence.queries * group;
-  out->first = at * rows;
+  out->count = out->sequence.queries * p.group();
+  return out->first < out->count;
+}
+// The same for keys: [first, first + block) of `count`.
+__device__ inline bool find_keys(const AttentionProblem& p, int64_t keys, int64_t block, int64_t key_head, BlockRows* out) {
+  out->first = find_block(p, p.key_offsets, p.keys, 1, keys, block, &out->sequence) * keys;
+  out->key_head = key_head;
+  out->count = out->sequence.keys;
   return out->first < out->count;
 }
 

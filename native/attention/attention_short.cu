@@ -51,7 +51,7 @@ __device__ __forceinline__ bool find_short(const AttentionProblem& p, const Shor
 }
 
 // Rows of `dim` elements to shared memory [rows][Width + 8] by one warp, zeros up to Width; `start` gives a row's first
-// element, or -1 for a row of zeros.
+// element, or kNoLine for a row of zeros.
 template <int Width, class Start>
 __device__ __forceinline__ void load_rows(uint16_t* to, int rows, const void* from, int32_t dim, int64_t step,
                                           bool aligned, Start start) {
@@ -63,14 +63,14 @@ __device__ __forceinline__ void load_rows(uint16_t* to, int rows, const void* fr
 #pragma unroll 4
     for (int row = lane / kChunks; row < rows; row += kRowsPerStep) {
       const int64_t at = start(row);
-      const bool any = at >= 0 && left > 0;
+      const bool any = at != kNoLine && left > 0;
       cp_async_16(to + row * (Width + 8) + column, any ? data + at + column : data, any ? valid : 0);
     }
   } else {
 #pragma unroll 1
     for (int row = lane / kChunks; row < rows; row += kRowsPerStep) {
       const int64_t at = start(row);
-      const int left = at < 0 ? 0 : dim - column;
+      const int left = at == kNoLine ? 0 : dim - column;
       uint16_t* target = to + row * (Width + 8) + column;
 #pragma unroll
       for (int i = 0; i < 8; ++i) target[i] = i < left ? data[at + (column + i) * step] : uint16_t{0};
@@ -118,13 +118,13 @@ __global__ void __launch_bounds__(kShortWarps* kWarp) attention_short_kernel(Att
   auto head_of = [&](int r) -> int64_t { return key_head * group + (static_cast<uint32_t>(rows.first) + r) % group; };
 
   load_rows<Width>(queries, rows16, p.query, p.head_dim, p.query_stride[3], shape.aligned, [&](int r) {
-    return r < count ? p.query_at(s, position_of(r), head_of(r)) : int64_t{-1};
+    return r < count ? p.query_at(s, position_of(r), head_of(r)) : kNoLine;
   });
   load_rows<Width>(keys, Keys, p.key, p.head_dim, p.key_stride[3], shape.aligned, [&](int j) {
-    return j < s.keys ? p.key_at(s, j, key_head) : int64_t{-1};
+    return j < s.keys ? p.key_at(s, j, key_head) : kNoLine;
   });
   load_rows<Width>(values, Keys, p.value, p.value_dim, p.value_stride[3], shape.aligned, [&](int j) {
-    return j < s.keys ? p.value_at(s, j, key_head) : int64_t{-1};
+    return j < s.keys ? p.value_at(s, j, key_head) : kNoLine;
   });
   cp_async_commit();
   const bool formed = has_transform(p);
@@ -355,7 +355,7 @@ int64_t launch_short_attention(const AttentionArgs& a, heddle_cuda_job& job) {
   shape.items = p.key_heads * (shape.search ? row_blocks(p, kShortRows) : p.sequences() * shape.each);
   shape.aligned = aligned_rows(p);
   shape.aligned_out = aligned_output(a);
-  if (shape.items > INT32_MAX) return kUnsupported;
+  if (shape.items > INT32_MAX || p.queries * p.group() > UINT32_MAX - kShortRows) return kUnsupported;
   const int64_t keys = shape.search ? kShortKeys : ragged ? p.longest : p.keys;
   const bool narrow = p.head_dim <= 64 && p.value_dim <= 64;
   if (p.type == DType::kBFloat16) {

@@ -29,9 +29,9 @@ inline int64_t elements_between(const void* a, const void* b, DType type) {
 inline AttentionProblem axis_problem(const FactorizedProblem& f, Axis axis, int32_t first, int32_t heads) {
   AttentionProblem p;
   const bool packed = f.batch_offsets != nullptr, time = axis == Axis::kTime, joint = axis == Axis::kJoint;
-  const int32_t group = f.key_heads ? f.query_heads / f.key_heads : 1, first_key = first / group;
+  const int32_t group = f.query_heads ? f.query_heads / f.key_heads : 1, first_key = first / group;
   p.query_heads = heads;
-  p.key_heads = f.key_heads ? heads / group : 0;
+  p.key_heads = f.query_heads ? heads / group : f.key_heads;
   p.head_dim = f.head_dim;
   p.value_dim = f.value_dim;
   p.type = f.type;

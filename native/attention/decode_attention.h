@@ -31,11 +31,11 @@ constexpr int kSlotBlock = 16;     // slots whose words stand beside each other
 // The numbers are those of DType, which has no 4-bit integers (lib/attention/kvLayout.ts).
 enum class CacheType : int32_t { kFloat32 = 0, kFloat16 = 2, kBFloat16 = 3, kInt8 = 4, kInt4 = 16 };
 
-constexpr int cache_group(CacheType t) {
+HEDDLE_BOTH constexpr int cache_group(CacheType t) {
   return t == CacheType::kBFloat16 ? 2 : t == CacheType::kInt8 ? 4 : t == CacheType::kInt4 ? 8 : 1;
 }
-constexpr int cache_word_bytes(CacheType t) { return t == CacheType::kFloat16 ? 2 : 4; }
-constexpr bool cache_is_integer(CacheType t) { return t == CacheType::kInt8 || t == CacheType::kInt4; }
+HEDDLE_BOTH constexpr int cache_word_bytes(CacheType t) { return t == CacheType::kFloat16 ? 2 : 4; }
+HEDDLE_BOTH constexpr bool cache_is_integer(CacheType t) { return t == CacheType::kInt8 || t == CacheType::kInt4; }
 
 struct DecodeAttentionArgs {
   AttentionProblem problem;  // batch, queries, heads, dims, q, scale, softcap, alibi, sinks, left; no k and v
@@ -57,7 +57,7 @@ struct DecodeAttentionArgs {
 
 // Floats of one row of a partial result: shift, total, largest logit's key and sums, for every vector width.
 constexpr int kPartialHead = 4;
-inline int64_t decode_row_floats(const AttentionProblem& p) { return kPartialHead + (p.value_dim + 15) / 16 * 16; }
+HEDDLE_BOTH inline int64_t decode_row_floats(const AttentionProblem& p) { return kPartialHead + (p.value_dim + 15) / 16 * 16; }
 
 // kOk, kCancelled or kNoMemory. decode_attention() plans, decode_parts() computes and merges.
 Status decode_attention(const DecodeAttentionArgs& args, const Exec& exec);

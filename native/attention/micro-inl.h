@@ -51,10 +51,10 @@ HEDDLE_INLINE void pack_transposed(const Vectors& x, const int64_t* at, int coun
 }
 
 template <DType T>
-static vf pack_values_as(const Vectors& x, const int64_t* at, int64_t step, float* out) {
+static vf pack_values_as(const Vectors& x, const int64_t* at, int keys, int64_t step, float* out) {
   const vf zero = set1(0.0f);
   vf check = zero;
-  for (int i = 0; i < kSub; ++i) {  // a key's elements in one go: its cache lines are neighbours
+  for (int i = 0; i < keys; ++i) {  // a key's elements in one go: its cache lines are neighbours
     const void* row = row_address(x, at[i]);
     float* to = out + i * kColumns;
     int c = 0;
@@ -75,14 +75,15 @@ static vf pack_values_as(const Vectors& x, const int64_t* at, int64_t step, floa
   return check;
 }
 
-// Sub-panel `sub` of a panel of `panel` keys: out[column panel][key][column]. False when a value is not finite.
-HEDDLE_INLINE bool pack_values(const Vectors& x, const int64_t* at, int sub, int panel, float* out) {
+// The first `keys` of sub-panel `sub` of a panel of `panel` keys: out[column panel][key][column]. False when a value is not
+// finite.
+HEDDLE_INLINE bool pack_values(const Vectors& x, const int64_t* at, int sub, int panel, float* out, int keys = kSub) {
   const vf zero = set1(0.0f);
   const int64_t step = int64_t{panel} * kColumns;
   vf check = zero;
   out += sub * kSub * kColumns;
   if (x.element_stride != 1) {
-    for (int i = 0; i < kSub; ++i) {
+    for (int i = 0; i < keys; ++i) {
       for (int c = 0; c < whole_columns(x.dim); c += W) {
         const vf v = load_lanes(x, at[i], c);
         check = fma(v, zero, check);
@@ -90,13 +91,13 @@ HEDDLE_INLINE bool pack_values(const Vectors& x, const int64_t* at, int sub, int
       }
     }
   } else if (x.type == DType::kFloat32) {
-    check = pack_values_as<DType::kFloat32>(x, at, step, out);
+    check = pack_values_as<DType::kFloat32>(x, at, keys, step, out);
   } else if (x.type == DType::kBFloat16) {
-    check = pack_values_as<DType::kBFloat16>(x, at, step, out);
+    check = pack_values_as<DType::kBFloat16>(x, at, keys, step, out);
   } else if (x.type == DType::kInt8) {
-    check = pack_values_as<DType::kInt8>(x, at, step, out);
+    check = pack_values_as<DType::kInt8>(x, at, keys, step, out);
   } else {
-    check = pack_values_as<DType::kFloat16>(x, at, step, out);
+    check = pack_values_as<DType::kFloat16>(x, at, keys, step, out);
   }
   return reduce_max(select(eq(check, zero), zero, set1(1.0f))) == 0.0f;
 }

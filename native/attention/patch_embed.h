@@ -10,7 +10,7 @@
 #pragma once
 #include <memory>
 
-#include "gemm/linear.h"
+#include "nn/fused_linear.h"
 
 namespace heddle {
 
@@ -31,6 +31,10 @@ struct PatchEmbedArgs {
   void* out = nullptr;
   DType out_type = DType::kFloat32;
   int64_t out_rows = 0, out_first = 0;  // without indices: rows of out per batch entry, and the first one to write
+  // With indices and fp32 results: rows to write (none: in order) and what is added to them, as in fused_linear.h.
+  const float* add[2] = {nullptr, nullptr};
+  const int32_t* add_index[2] = {nullptr, nullptr};
+  const int32_t* to = nullptr;
 };
 
 Status patch_embed(const PatchEmbedArgs& args, const Exec& exec);

@@ -95,7 +95,9 @@ HEDDLE_INLINE bool pack_short(const AttentionProblem& p, const AttentionUnit& u,
       const int count = u.sequence.keys - sub * kSub - j > W ? kColumns : W;
       pack_transposed(keys, k_at + j, count, m.keys + (sub * kSub + j) * int64_t{p.head_dim}, kColumns);
     }
-    finite &= pack_values(values, v_at, sub, size, m.values);
+    // Keys that do not exist have weight 0 and no product.
+    const int64_t left = u.sequence.keys - sub * kSub;
+    finite &= pack_values(values, v_at, sub, size, m.values, left < kSub ? static_cast<int>(left) : kSub);
   }
   return finite;
 }

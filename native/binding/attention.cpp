@@ -101,15 +101,15 @@ Napi::Value decode_attention_call(const Napi::CallbackInfo& info) {
   DecodeAttentionArgs a;
   a.problem = attention_problem(call);
   a.cache_type = static_cast<CacheType>(call.integer());
-  a.keys = call.array<void>();
-  a.values = call.array<void>();
-  a.key_scales = call.array<float>();
-  a.value_scales = call.array<float>();
+  a.keys = call.array<const void>();
+  a.values = call.array<const void>();
+  a.key_scales = call.array<const float>();
+  a.value_scales = call.array<const float>();
   a.page_size = call.integer();
-  a.table = call.array<int32_t>();
+  a.table = call.array<const int32_t>();
   a.table_stride = call.integer();
-  a.starts = call.array<int32_t>();
-  a.lengths = call.array<int32_t>();
+  a.starts = call.array<const int32_t>();
+  a.lengths = call.array<const int32_t>();
   a.output = call.array<void>();
   a.log_sum_exp = call.array<float>();
   return call.submit(std::move(a), decode_attention);
@@ -224,10 +224,10 @@ Napi::Value factorized_attention_backward_call(const Napi::CallbackInfo& info) {
   Call call(info);
   FactorizedAttentionBackwardArgs a;
   a.problem = factorized_problem(call);
-  a.upstream = call.array<void>();
-  a.output = call.array<void>();
-  a.log_sum_exp = call.array<float>();
-  a.class_upstream = call.array<void>();
+  a.upstream = call.array<const void>();
+  a.output = call.array<const void>();
+  a.log_sum_exp = call.array<const float>();
+  a.class_upstream = call.array<const void>();
   a.query_grad = call.array<void>();
   a.key_grad = call.array<void>();
   a.value_grad = call.array<void>();
@@ -254,6 +254,10 @@ void register_attention(Napi::Env env, Napi::Object exports) {
 void register_cuda_attention(CudaExports& ops) {
   ops.add("attention", attention_call, "heddle_cuda_attention");
   ops.add("factorizedAttention", factorized_attention_call, "heddle_cuda_factorized_attention");
+  ops.add("decodeAttention", decode_attention_call, "heddle_cuda_decode_attention");
+  ops.add("attentionBackward", attention_backward_call, "heddle_cuda_attention_backward");
+  ops.add("factorizedAttentionBackward", factorized_attention_backward_call,
+          "heddle_cuda_factorized_attention_backward");
 }
 
 }  // namespace heddle::binding

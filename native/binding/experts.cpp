@@ -9,6 +9,8 @@
 #include "gemm/linear.h"
 #include "moe/experts.h"
 #include "moe/experts_backward.h"
+#include "moe/experts_device.h"
+#include "nn/fused_linear.h"
 
 namespace heddle::binding {
 namespace {
@@ -140,6 +142,60 @@ Napi::Value experts_forward_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), experts_forward);
 }
 
+// Bytes of one expert on the device: (bank).
+Napi::Value expert_image_bytes(const Napi::CallbackInfo& info) {
+  const auto& bank = info[0].As<Napi::External<Handle<ExpertBank>>>().Data()->object;
+  return Napi::Number::New(info.Env(), static_cast<double>(image_of(*bank).bytes));
+}
+
+Napi::Value layout_expert_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  LayoutExpertArgs a;
+  a.bank = call.handle<Handle<ExpertBank>>()->object;
+  a.expert = call.integer();
+  a.out = call.array<char>();
+  return call.submit(std::move(a), layout_expert);
+}
+
+// A bank on the device: its memory, then the numbers of lib/moe/deviceExperts.ts in its order; null twice for none.
+DeviceBank device_bank(Call& call) {
+  DeviceBank b;
+  b.data = call.array<const char>();
+  const double* n = call.host_array<double>();
+  if (!n) return b;
+  auto integer = [&] { return static_cast<int64_t>(*n++); };
+  b.type = static_cast<PackType>(integer());
+  b.activation = static_cast<Activation>(integer());
+  b.alpha = static_cast<float>(*n++);
+  b.limit = static_cast<float>(*n++);
+  b.gated = static_cast<int32_t>(integer());
+  b.points = static_cast<int32_t>(integer());
+  b.group = integer();
+  b.experts = integer();
+  b.hidden = integer();
+  b.intermediate = integer();
+  return b;
+}
+
+Status no_cpu_form(const ExpertsDeviceArgs&, const Exec&) { return kUnsupported; }
+
+Napi::Value experts_device_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  ExpertsDeviceArgs a;
+  a.bank = device_bank(call);
+  a.shared = device_bank(call);
+  a.shared_gate = call.array<const float>();
+  a.x = call.array<const void>();
+  a.type = call.dtype();
+  a.tokens = call.integer();
+  a.k = call.integer();
+  a.indices = call.array<const int32_t>();
+  a.weights = call.array<const float>();
+  a.out = call.array<void>();
+  a.out_type = call.dtype();
+  return call.submit(std::move(a), no_cpu_form);
+}
+
 Napi::Value experts_backward_call(const Napi::CallbackInfo& info) {
   Call call(info);
   ExpertsBackwardArgs a;
@@ -223,6 +279,40 @@ Napi::Value linear_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), linear);
 }
 
+Napi::Value fused_linear_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  FusedLinearArgs a;
+  auto matrix = [&] {
+    auto* h = call.optional_handle<Handle<PackedMatrix>>();
+    return h ? h->object : nullptr;
+  };
+  a.x = call.array<float>();
+  a.rows = call.integer();
+  a.index = call.array<int32_t>();
+  a.normed = call.boolean();
+  a.norm_weight = call.array<float>();
+  a.norm_bias = call.array<float>();
+  a.unit_offset = call.boolean();
+  a.epsilon = call.number();
+  a.hidden = matrix();
+  a.hidden_bias = call.array<float>();
+  a.hidden_activation = static_cast<LinearActivation>(call.integer());
+  a.weight = matrix();
+  a.bias = call.array<float>();
+  a.activation = static_cast<LinearActivation>(call.integer());
+  a.gate = static_cast<float>(call.number());
+  for (int i = 0; i < 2; ++i) {
+    a.add[i] = call.array<float>();
+    a.add_index[i] = call.array<int32_t>();
+  }
+  a.out = call.array<float>();
+  a.to = call.array<int32_t>();
+  a.also = matrix();
+  a.also_bias = call.array<float>();
+  a.also_out = call.array<float>();
+  return call.submit(std::move(a), fused_linear);
+}
+
 Napi::Value patch_embed_call(const Napi::CallbackInfo& info) {
   Call call(info);
   PatchEmbedArgs a;
@@ -249,6 +339,11 @@ Napi::Value patch_embed_call(const Napi::CallbackInfo& info) {
   a.bias = call.array<float>();
   a.out = call.array<void>();
   a.out_type = call.dtype();
+  for (int i = 0; i < 2; ++i) {
+    a.add[i] = call.array<float>();
+    a.add_index[i] = call.array<int32_t>();
+  }
+  a.to = call.array<int32_t>();
   return call.submit(std::move(a), patch_embed);
 }
 
@@ -259,6 +354,8 @@ void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("packExperts", Napi::Function::New(env, pack_experts_call));
   exports.Set("expertsForward", Napi::Function::New(env, experts_forward_call));
   exports.Set("expertsBackward", Napi::Function::New(env, experts_backward_call));
+  exports.Set("expertImageBytes", Napi::Function::New(env, expert_image_bytes));
+  exports.Set("layoutExpert", Napi::Function::New(env, layout_expert_call));
   exports.Set("accountBank", Napi::Function::New(env, account<ExpertBank>));
   exports.Set("expertBytes", Napi::Function::New(env, expert_bytes));
   exports.Set("evictExpert", Napi::Function::New(env, evict_expert));
@@ -267,11 +364,14 @@ void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("createMatrix", Napi::Function::New(env, create_matrix));
   exports.Set("packMatrix", Napi::Function::New(env, pack_matrix_call));
   exports.Set("linear", Napi::Function::New(env, linear_call));
+  exports.Set("fusedLinear", Napi::Function::New(env, fused_linear_call));
   exports.Set("patchEmbed", Napi::Function::New(env, patch_embed_call));
   exports.Set("accountMatrix", Napi::Function::New(env, account<PackedMatrix>));
   exports.Set("releaseMatrix", Napi::Function::New(env, release<PackedMatrix>));
 }
 
-void register_cuda_experts(CudaExports&) {}
+void register_cuda_experts(CudaExports& ops) {
+  ops.add("expertsForward", experts_device_call, "heddle_cuda_experts_forward");
+}
 
 }  // namespace heddle::binding

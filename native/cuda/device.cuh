@@ -124,6 +124,13 @@ auto with_float_type(DType type, F&& f) {
   }
 }
 
+// Asks for the 128 bytes around an address, which must be inside an allocation.
+__device__ __forceinline__ void prefetch_l2([[maybe_unused]] const void* p) {
+#if !defined(HEDDLE_CUDA_HOST)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
+
 // The job ends with bad_value(index) of the smallest index reported. `word`: job.status().
 __device__ __forceinline__ void report_bad_value(unsigned long long* word, int64_t index) {
   atomicMin(word, static_cast<unsigned long long>(index) + 1ull);

@@ -36,6 +36,24 @@ template <int Pending>
 __device__ inline void cp_async_wait() {
   cuda_host::cp_async_wait(Pending);
 }
+__device__ inline float exp2_approx(float x) {
+  const float y = exp2f(x);
+  return y < 0x1p-126f ? 0.0f : y;
+}
+__device__ inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t both = static_cast<uint64_t>(high) << 32 | low;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t s = selector >> (4 * i) & 15u;
+    const auto byte = static_cast<uint32_t>(both >> (8 * (s & 7u)) & 255u);
+    out |= (s & 8u ? (byte & 128u ? 255u : 0u) : byte) << (8 * i);
+  }
+  return out;
+}
+__device__ inline uint32_t scale_bf16x2(uint32_t v) {
+  constexpr float k = 0x1p120f;
+  return pack_bf16(bf16_to_float(static_cast<uint16_t>(v)) * k, bf16_to_float(static_cast<uint16_t>(v >> 16)) * k);
+}
 
 #else
 
@@ -101,6 +119,26 @@ __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commi
 template <int Pending>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// 2^x within 2 ULP; results below 2^-126 are 0. One instruction, where exp2f takes four.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Byte i of the result is byte s & 7 of high:low, s nibble i of the selector; with s & 8 its top bit in all places.
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  uint32_t out;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
+  return out;
+}
+// Two bf16 times 2^120, subnormal inputs included.
+__device__ __forceinline__ uint32_t scale_bf16x2(uint32_t v) {
+  uint32_t out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(v), "r"(0x7b807b80u), "r"(0x80008000u));
+  return out;
 }
 
 #endif

@@ -8,6 +8,8 @@
 
 #include "simd/math-inl.h"
 
+#include "simd/typed-inl.h"
+
 #include "gemm/operand-inl.h"
 
 #include "gemm/tile-inl.h"

@@ -1,33 +1,6 @@
 // The vector parts of linear.h.
 
-HEDDLE_INLINE vf linear_activation(LinearActivation a, vf v) {
-  switch (a) {
-    case LinearActivation::kSiLU: return mul(v, sigmoid(v));
-    case LinearActivation::kGeluTanh: return gelu_tanh(v);
-    case LinearActivation::kGeluErf: return gelu_erf(v);
-    case LinearActivation::kSigmoid: return sigmoid(v);
-    case LinearActivation::kRelu: return max(set1(0.0f), v);
-    case LinearActivation::kReluSquared: {
-      const vf r = max(set1(0.0f), v);
-      return mul(r, r);
-    }
-    case LinearActivation::kTanh: return tanh(v);
-    default: return v;
-  }
-}
-
-HEDDLE_INLINE void store_typed(void* out, DType type, int64_t i, vf v, int n) {
-  if (type == DType::kFloat32) {
-    float* o = static_cast<float*>(out) + i;
-    if (n == W) store(o, v); else store_n(o, v, n);
-  } else if (type == DType::kBFloat16) {
-    uint16_t* o = static_cast<uint16_t*>(out) + i;
-    if (n == W) store_bf16(o, v); else store_bf16_n(o, v, n);
-  } else {
-    uint16_t* o = static_cast<uint16_t*>(out) + i;
-    if (n == W) store_f16(o, v); else store_f16_n(o, v, n);
-  }
-}
+#include "gemm/activation-inl.h"
 
 static void linear_pack(const void* x, DType type, int64_t first_row, int rows, const PackedMatrix& w, Operand kind,
                         float* scratch, char* out) {
@@ -46,7 +19,7 @@ static void linear_finish(const LinearArgs& a, int64_t first_row, int rows, int6
       const int count = left < W ? static_cast<int>(left) : W;
       vf v = load(c + m * kPanel + i);
       if (a.bias) v = add(v, count == W ? load(a.bias + column) : load_n(a.bias + column, count, 0.0f));
-      store_typed(a.out, a.out_type, (first_row + m) * n + column, linear_activation(a.activation, v), count);
+      store_to(a.out, a.out_type, (first_row + m) * n + column, linear_activation(a.activation, v), count);
     }
   }
 }

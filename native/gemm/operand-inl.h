@@ -94,25 +94,10 @@ HEDDLE_INLINE void interleave_rows(const float* x, int64_t stride, int rows, int
 HEDDLE_INLINE void pack_operand(Operand kind, const PackedMatrix& w, float* x, int64_t stride, int rows, char* out) {
   const int64_t padded = w.steps * pack_unit(w.type);
   switch (kind) {
-    case Operand::kFloat32: {
-      float* o = reinterpret_cast<float*>(out);
-      interleave_rows(x, stride, rows, padded, o);
+    case Operand::kFloat32:
+    case Operand::kFloat32Pair:
+      interleave_rows(x, stride, rows, padded, reinterpret_cast<float*>(out));
       return;
-    }
-    case Operand::kFloat32Pair: {
-      float* o = reinterpret_cast<float*>(out);
-      for (int64_t s0 = 0; s0 < w.steps; s0 += 8) {
-        const int64_t s1 = s0 + 8 < w.steps ? s0 + 8 : w.steps;
-        for (int m = 0; m < rows; ++m) {
-          const float* row = x + m * stride;
-          for (int64_t s = s0; s < s1; ++s) {
-            o[(s * rows + m) * 2] = row[2 * s];
-            o[(s * rows + m) * 2 + 1] = row[2 * s + 1];
-          }
-        }
-      }
-      return;
-    }
     case Operand::kBFloat16: {
       uint32_t* o = reinterpret_cast<uint32_t*>(out);
       for (int64_t s0 = 0; s0 < w.steps; s0 += 8) {

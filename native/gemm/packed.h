@@ -154,7 +154,7 @@ const TileKernels& tile_kernels(Isa isa, PackType type);
 // How the rows of x are stored for a type on an instruction set.
 enum class Operand : int32_t {
   kFloat32,      // [k][rows] floats (float32, float8)
-  kFloat32Pair,  // [k/2][rows][2] floats: bf16 weights widened in registers
+  kFloat32Pair,  // [k][rows] floats, k even: bf16 weights widened in registers
   kBFloat16,     // [k/2][rows][2] bf16: bf16 dot product instruction
   kUint8,        // [k/4][rows][4] q + 128, then scale [rows]; q = round(x / scale), scale = max|x| / 127 per row
   kInt8,         // [k/4][rows][4] q, then scale [groups][rows], then sum [groups][rows]; scale per group of k (or row)

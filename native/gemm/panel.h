@@ -40,6 +40,7 @@ struct PanelProduct {
   const char* operands;  // of the first tile; the others' follow, row_bytes per row
   int64_t row_bytes;
   int64_t first_step, last_step;  // range of k
+  int64_t block_steps = kBlockSteps;
 };
 
 inline bool chains_continue(PackType t) { return t == PackType::kFloat32 || t == PackType::kBFloat16; }
@@ -53,7 +54,7 @@ void multiply_panel(const PanelProduct& q, int64_t p, const char* end, const cha
   const int64_t range = q.last_step - q.first_step;
   int64_t block = range;
   if (q.count > 1 && chains_continue(m.type)) {
-    const int64_t blocks = (range + kBlockSteps - 1) / kBlockSteps;
+    const int64_t blocks = (range + q.block_steps - 1) / q.block_steps;
     block = (range + blocks - 1) / blocks;
   }
   const int64_t step_bytes = q.kind == Operand::kFloat32Pair ? 8 : 4;  // of an operand's row, float types

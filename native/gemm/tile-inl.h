@@ -84,7 +84,7 @@ void tile_f32(const TileCall& t) {
   }
 }
 
-// bf16 weights widened in registers, fp32 activations [K/2][rows][2].
+// bf16 weights widened in registers, fp32 activations [K][rows].
 template <int MR>
 void tile_bf16(const TileCall& t) {
   constexpr int U = half_vectors<(MR > 1 ? MR : 1)>();
@@ -106,7 +106,7 @@ void tile_bf16(const TileCall& t) {
         }
         HEDDLE_UNROLL(16)
         for (int m = 0; m < MR; ++m) {
-          const float* av = &a[(k * MR + m) * 2 + odd];
+          const float* av = &a[(2 * k + odd) * MR + m];
           HEDDLE_UNROLL(8)
           for (int u = 0; u < 2 * U; ++u) acc[m][u] = fma_broadcast(av, bv[u], acc[m][u]);
         }

@@ -1,35 +1,5 @@
 // See combine.h.
 
-template <DType T>
-HEDDLE_INLINE vf combine_load(const void* p, int64_t i, int n) {
-  if constexpr (T == DType::kFloat32) {
-    const float* f = static_cast<const float*>(p) + i;
-    return n >= W ? load(f) : load_n(f, n, 0.0f);
-  } else {
-    const uint16_t* h = static_cast<const uint16_t*>(p) + i;
-    if constexpr (T == DType::kBFloat16) return n >= W ? load_bf16(h) : load_bf16_n(h, n);
-    return n >= W ? load_f16(h) : load_f16_n(h, n);
-  }
-}
-
-template <DType T>
-HEDDLE_INLINE void combine_store(void* p, int64_t i, vf v, int n) {
-  if constexpr (T == DType::kFloat32) {
-    float* f = static_cast<float*>(p) + i;
-    if (n >= W) return store(f, v);
-    store_n(f, v, n);
-  } else {
-    uint16_t* h = static_cast<uint16_t*>(p) + i;
-    if constexpr (T == DType::kBFloat16) {
-      if (n >= W) return store_bf16(h, v);
-      store_bf16_n(h, v, n);
-    } else {
-      if (n >= W) return store_f16(h, v);
-      store_f16_n(h, v, n);
-    }
-  }
-}
-
 // N vectors of one token's sum, from column i; n columns are left in the last vector.
 template <DType Y, DType O, int N>
 HEDDLE_INLINE void combine_block(const CombineArgs& a, int64_t token, int64_t i, int n) {
@@ -41,9 +11,9 @@ HEDDLE_INLINE void combine_block(const CombineArgs& a, int64_t token, int64_t i,
     if (at[j] < 0) continue;
     const int64_t row = at[j] * a.width + i;
     const vf weight = set1(w ? w[j] : 1.0f);
-    for (int b = 0; b < N; ++b) sum[b] = fma(combine_load<Y>(a.y, row + b * W, n), weight, sum[b]);
+    for (int b = 0; b < N; ++b) sum[b] = fma(load_as<Y>(a.y, row + b * W, n), weight, sum[b]);
   }
-  for (int b = 0; b < N; ++b) combine_store<O>(a.out, token * a.width + i + b * W, sum[b], n);
+  for (int b = 0; b < N; ++b) store_as<O>(a.out, token * a.width + i + b * W, sum[b], n);
 }
 
 template <DType Y, DType O>

@@ -98,16 +98,7 @@ static void combine_rows(const float* const* y, const float* weight, int64_t cou
       const vf v = n == W ? load(y[j] + i) : load_n(y[j] + i, n, 0.0f);
       sum = fma(set1(weight[j]), v, sum);
     }
-    if (type == DType::kFloat32) {
-      float* o = static_cast<float*>(out) + offset + i;
-      if (n == W) store(o, sum); else store_n(o, sum, n);
-    } else if (type == DType::kBFloat16) {
-      uint16_t* o = static_cast<uint16_t*>(out) + offset + i;
-      if (n == W) store_bf16(o, sum); else store_bf16_n(o, sum, n);
-    } else {
-      uint16_t* o = static_cast<uint16_t*>(out) + offset + i;
-      if (n == W) store_f16(o, sum); else store_f16_n(o, sum, n);
-    }
+    store_to(out, type, offset + i, sum, n);
   }
 }
 

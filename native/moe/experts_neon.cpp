@@ -7,6 +7,8 @@
 
 #include "simd/math-inl.h"
 
+#include "simd/typed-inl.h"
+
 #include "gemm/operand-inl.h"
 
 #include "moe/experts-inl.h"

@@ -12,6 +12,8 @@
 
 #include "simd/math-inl.h"
 
+#include "simd/typed-inl.h"
+
 #include "moe/router_row-inl.h"
 
 #include "moe/route_top_k-inl.h"

@@ -1,5 +1,6 @@
 // The transformer block ops compiled for scalar.
 #include "nn/elementwise.h"
+#include "nn/fused_linear.h"
 #include "nn/norm.h"
 #include "simd/simd.h"
 
@@ -12,5 +13,11 @@
 #include "nn/norm-inl.h"
 
 #include "nn/elementwise-inl.h"
+
+#include "gemm/operand-inl.h"
+
+#include "gemm/activation-inl.h"
+
+#include "nn/fused_linear-inl.h"
 
 #include "simd/end.h"

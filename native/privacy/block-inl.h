@@ -119,19 +119,6 @@ static void column_sums(const float* panel, int64_t depth, float* sums, bool fir
 }
 
 template <DType type>
-HEDDLE_INLINE vf load_as(const void* data, int64_t i) {
-  if constexpr (type == DType::kBFloat16) return load_bf16(static_cast<const uint16_t*>(data) + i);
-  if constexpr (type == DType::kFloat16) return load_f16(static_cast<const uint16_t*>(data) + i);
-  return load(static_cast<const float*>(data) + i);
-}
-template <DType type>
-HEDDLE_INLINE vf load_as_n(const void* data, int64_t i, int n) {
-  if constexpr (type == DType::kBFloat16) return load_bf16_n(static_cast<const uint16_t*>(data) + i, n);
-  if constexpr (type == DType::kFloat16) return load_f16_n(static_cast<const uint16_t*>(data) + i, n);
-  return load_n(static_cast<const float*>(data) + i, n, 0.0f);
-}
-
-template <DType type>
 void pack_rows_of(const RowSource& s, const int64_t* rows, const float* scale, int64_t column, int64_t count,
                   int64_t depth, float* out) {
   for (int64_t y = 0; y < depth; ++y) {
@@ -142,8 +129,8 @@ void pack_rows_of(const RowSource& s, const int64_t* rows, const float* scale, i
       for (int c = 0; c < kBlock; c += W) {
         const int64_t left = count - first - c;
         vf v = set1(0.0f);
-        if (left >= W) v = load_as<type>(s.data, at + first + c);
-        else if (left > 0) v = load_as_n<type>(s.data, at + first + c, static_cast<int>(left));
+        if (left >= W) v = load_as<type>(s.data, at + first + c, W);
+        else if (left > 0) v = load_as<type>(s.data, at + first + c, static_cast<int>(left));
         store(o + c, scale ? mul(factor, v) : v);
       }
     }
@@ -166,7 +153,7 @@ void pack_columns_of(const RowSource& s, const int64_t* rows, int64_t count, int
           v[i] = set1(0.0f);
           if (x < count) {
             const int64_t at = rows[x] * s.stride + column + y;
-            v[i] = n == W ? load_as<type>(s.data, at) : load_as_n<type>(s.data, at, n);
+            v[i] = load_as<type>(s.data, at, n);
           }
         }
         transpose(v);
@@ -178,18 +165,10 @@ void pack_columns_of(const RowSource& s, const int64_t* rows, int64_t count, int
 
 static void pack_rows(const RowSource& s, const int64_t* rows, const float* scale, int64_t column, int64_t count,
                       int64_t depth, float* out) {
-  switch (s.type) {
-    case DType::kBFloat16: return pack_rows_of<DType::kBFloat16>(s, rows, scale, column, count, depth, out);
-    case DType::kFloat16: return pack_rows_of<DType::kFloat16>(s, rows, scale, column, count, depth, out);
-    default: return pack_rows_of<DType::kFloat32>(s, rows, scale, column, count, depth, out);
-  }
+  with_type(s.type, [&](auto t) { pack_rows_of<decltype(t)::value>(s, rows, scale, column, count, depth, out); });
 }
 
 static void pack_columns(const RowSource& s, const int64_t* rows, int64_t count, int64_t column, int64_t depth,
                          float factor, float* out) {
-  switch (s.type) {
-    case DType::kBFloat16: return pack_columns_of<DType::kBFloat16>(s, rows, count, column, depth, factor, out);
-    case DType::kFloat16: return pack_columns_of<DType::kFloat16>(s, rows, count, column, depth, factor, out);
-    default: return pack_columns_of<DType::kFloat32>(s, rows, count, column, depth, factor, out);
-  }
+  with_type(s.type, [&](auto t) { pack_columns_of<decltype(t)::value>(s, rows, count, column, depth, factor, out); });
 }

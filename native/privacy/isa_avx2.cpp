@@ -8,6 +8,8 @@
 
 #include "simd/math-inl.h"
 
+#include "simd/typed-inl.h"
+
 #include "privacy/block-inl.h"
 
 #include "privacy/rows-inl.h"

@@ -1,20 +1,10 @@
 // Sums over rows: embeddings, normalisation layers, single positions. See kernels.h.
 
-HEDDLE_INLINE vf load_row(const RowSource& s, int64_t i, int64_t left) {
-  const int n = left < W ? static_cast<int>(left) : W;
-  switch (s.type) {
-    case DType::kBFloat16:
-      return n == W ? load_as<DType::kBFloat16>(s.data, i) : load_as_n<DType::kBFloat16>(s.data, i, n);
-    case DType::kFloat16:
-      return n == W ? load_as<DType::kFloat16>(s.data, i) : load_as_n<DType::kFloat16>(s.data, i, n);
-    default: return n == W ? load_as<DType::kFloat32>(s.data, i) : load_as_n<DType::kFloat32>(s.data, i, n);
-  }
-}
-
 // fp32 lanes are emptied into a double every kRun elements, so that rounding does not grow with the row.
 constexpr int64_t kRun = 4096;
 
-static double squared_row(const RowSource& s, int64_t row, int64_t n) {
+template <DType T>
+static double squared_row_of(const RowSource& s, int64_t row, int64_t n) {
   double total = 0;
   const int64_t at = row * s.stride;
   for (int64_t first = 0; first < n; first += kRun) {
@@ -24,7 +14,7 @@ static double squared_row(const RowSource& s, int64_t row, int64_t n) {
       HEDDLE_UNROLL(4)
       for (int u = 0; u < 4; ++u) {
         if (i + u * W >= end) break;
-        const vf v = load_row(s, at + i + u * W, end - i - u * W);
+        const vf v = load_as<T>(s.data, at + i + u * W, end - i - u * W);
         sums[u] = fma(v, v, sums[u]);
       }
     }
@@ -33,7 +23,13 @@ static double squared_row(const RowSource& s, int64_t row, int64_t n) {
   return total;
 }
 
-static double sum_rows(const RowSource& s, const int64_t* rows, const float* scale, int64_t count, int64_t n, float* out) {
+static double squared_row(const RowSource& s, int64_t row, int64_t n) {
+  return with_type(s.type, [&](auto t) { return squared_row_of<decltype(t)::value>(s, row, n); });
+}
+
+template <DType T>
+static double sum_rows_of(const RowSource& s, const int64_t* rows, const float* scale, int64_t count, int64_t n,
+                          float* out) {
   constexpr int U = 4;
   double total = 0;
   for (int64_t first = 0; first < n; first += kRun) {
@@ -49,9 +45,11 @@ static double sum_rows(const RowSource& s, const int64_t* rows, const float* sca
         const int64_t at = rows[r] * s.stride + i;
         if (vectors == U && end - i >= U * W) {
           HEDDLE_UNROLL(4)
-          for (int u = 0; u < U; ++u) sums[u] = fma(factor, load_row(s, at + u * W, W), sums[u]);
+          for (int u = 0; u < U; ++u) sums[u] = fma(factor, load_as<T>(s.data, at + u * W, W), sums[u]);
         } else {
-          for (int u = 0; u < vectors; ++u) sums[u] = fma(factor, load_row(s, at + u * W, end - i - u * W), sums[u]);
+          for (int u = 0; u < vectors; ++u) {
+            sums[u] = fma(factor, load_as<T>(s.data, at + u * W, end - i - u * W), sums[u]);
+          }
         }
       }
       for (int u = 0; u < vectors; ++u) {
@@ -68,8 +66,14 @@ static double sum_rows(const RowSource& s, const int64_t* rows, const float* sca
   return total;
 }
 
-static void scale_rows(const RowSource& x, const RowSource& g, const int64_t* rows, const float* scale, int64_t count,
-                       int64_t column, int64_t n, float* weight, float* bias) {
+static double sum_rows(const RowSource& s, const int64_t* rows, const float* scale, int64_t count, int64_t n,
+                       float* out) {
+  return with_type(s.type, [&](auto t) { return sum_rows_of<decltype(t)::value>(s, rows, scale, count, n, out); });
+}
+
+template <DType X, DType G>
+static void scale_rows_of(const RowSource& x, const RowSource& g, const int64_t* rows, const float* scale, int64_t count,
+                          int64_t column, int64_t n, float* weight, float* bias) {
   constexpr int U = 4;
   for (int64_t i = 0; i < n; i += U * W) {
     const int vectors = n - i >= U * W ? U : static_cast<int>((n - i + W - 1) / W);
@@ -86,8 +90,8 @@ static void scale_rows(const RowSource& x, const RowSource& g, const int64_t* ro
         const vf factor = set1(scale ? scale[r] : 1.0f);
         for (int u = 0; u < vectors; ++u) {
           const int64_t at = column + i + u * W, left = n - i - u * W;
-          const vf gv = mul(factor, load_row(g, rows[r] * g.stride + at, left));
-          bw[u] = fma(gv, load_row(x, rows[r] * x.stride + at, left), bw[u]);
+          const vf gv = mul(factor, load_as<G>(g.data, rows[r] * g.stride + at, left));
+          bw[u] = fma(gv, load_as<X>(x.data, rows[r] * x.stride + at, left), bw[u]);
           bb[u] = add(bb[u], gv);
         }
       }
@@ -106,20 +110,39 @@ static void scale_rows(const RowSource& x, const RowSource& g, const int64_t* ro
   }
 }
 
-static void channel_sums(const RowSource& x, const RowSource& g, int64_t row, int64_t n, double* product, double* sum) {
+static void scale_rows(const RowSource& x, const RowSource& g, const int64_t* rows, const float* scale, int64_t count,
+                       int64_t column, int64_t n, float* weight, float* bias) {
+  with_type(x.type, [&](auto tx) {
+    with_type(g.type, [&](auto tg) {
+      scale_rows_of<decltype(tx)::value, decltype(tg)::value>(x, g, rows, scale, count, column, n, weight, bias);
+    });
+  });
+}
+
+template <DType X, DType G>
+static void channel_sums_of(const RowSource& x, const RowSource& g, int64_t row, int64_t n, double* product,
+                            double* sum) {
   *product = *sum = 0;
   for (int64_t first = 0; first < n; first += kRun) {
     const int64_t end = first + kRun < n ? first + kRun : n;
     vf p[2] = {set1(0.0f), set1(0.0f)}, s[2] = {set1(0.0f), set1(0.0f)};
     int turn = 0;
     for (int64_t i = first; i < end; i += W, turn ^= 1) {
-      const vf gv = load_row(g, row * g.stride + i, end - i);
-      p[turn] = fma(gv, load_row(x, row * x.stride + i, end - i), p[turn]);
+      const vf gv = load_as<G>(g.data, row * g.stride + i, end - i);
+      p[turn] = fma(gv, load_as<X>(x.data, row * x.stride + i, end - i), p[turn]);
       s[turn] = add(s[turn], gv);
     }
     *product += reduce_add(add(p[0], p[1]));
     *sum += reduce_add(add(s[0], s[1]));
   }
+}
+
+static void channel_sums(const RowSource& x, const RowSource& g, int64_t row, int64_t n, double* product, double* sum) {
+  with_type(x.type, [&](auto tx) {
+    with_type(g.type, [&](auto tg) {
+      channel_sums_of<decltype(tx)::value, decltype(tg)::value>(x, g, row, n, product, sum);
+    });
+  });
 }
 
 const PrivacyKernels& privacy_kernels() {

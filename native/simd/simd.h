@@ -59,7 +59,9 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define HEDDLE_PREFETCH(p) __builtin_prefetch((p), 0, 3)
 #define HEDDLE_PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
+#define HEDDLE_PREFETCH_WRITE(p) __builtin_prefetch((p), 1, 3)
 #else
 #define HEDDLE_PREFETCH(p)
 #define HEDDLE_PREFETCH_L2(p)
+#define HEDDLE_PREFETCH_WRITE(p)
 #endif

@@ -1,3 +1,3 @@
 import { testCudaCases } from '../helpers/cuda.ts';
 
-testCudaCases('moe', ['routeTopK', 'planDispatch', 'permute', 'combine']);
+testCudaCases('moe', ['routeTopK', 'planDispatch', 'permute', 'combine', 'expertsForward']);

@@ -1,8 +1,8 @@
-"""Training blocks and optimisers by PyTorch in float64: writes training/blocks.json and training/optimizers.json.
+"""Training blocks and optimisers by PyTorch in float64: writes training/{blocks,optimizers,masked}.json.
 
 Each block: parameters, input, the gradient of its output, and what torch.autograd makes of them: output, gradient of the
 input, gradients of the parameters summed over the batch. Optimisers: a few steps of torch.optim on given gradients, and
-LAMB (You et al. 2019) written out.
+LAMB (You et al. 2019) written out. Padded batches: each sample by itself, without its padding.
 
     python test/golden/make_training.py
 """
@@ -175,6 +175,69 @@ def optimizers():
     return {"parameter": numbers(p), "gradients": [numbers(g) for g in grads], "runs": runs}
 
 
+class MeanTokens(nn.Module):
+    def forward(self, x):
+        return x.mean(1)
+
+
+def transformer(causal, *head):
+    model = nn.Sequential(
+        nn.Embedding(9, 8),
+        Position(7, 8),
+        Residual(nn.Sequential(nn.LayerNorm(8), SelfAttention(8, 2, causal))),
+        Residual(nn.Sequential(nn.RMSNorm(8, eps=1e-6), nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))),
+        *head,
+    )
+    for p in model.parameters():
+        p.data = (p.data + 0.1 * torch.randn_like(p)).float().double()
+    return model
+
+
+def masked():
+    """Padded batches. A sample's loss and gradient are those of its tokens alone: each is computed without padding."""
+    torch.manual_seed(12)
+    mask = torch.tensor(
+        [
+            [1, 1, 1, 1, 1, 1, 1],
+            [1, 1, 1, 1, 0, 0, 0],
+            [0, 0, 0, 0, 1, 1, 1],
+            [0, 1, 1, 0, 1, 0, 1],
+            [0, 0, 1, 0, 0, 0, 0],
+        ]
+    )
+    models = {
+        "language model": (transformer(True, nn.Linear(8, 9, bias=False)), torch.randint(0, 9, (5, 7))),
+        "classifier": (transformer(False, MeanTokens(), nn.Linear(8, 3)), torch.randint(0, 3, (5,))),
+    }
+    cases = []
+    for name, (model, labels) in models.items():
+        ids = torch.randint(0, 9, (5, 7))
+        losses, norms = [], []
+        total = [torch.zeros_like(p) for p in model.parameters()]
+        for i in range(5):
+            tokens = mask[i].bool()
+            y = model(ids[i][tokens][None])[0]
+            loss = nn.functional.cross_entropy(y, labels[i][tokens] if labels.dim() == 2 else labels[i])
+            gradients = torch.autograd.grad(loss, model.parameters())
+            losses.append(loss)
+            norms.append(sum(g.square().sum() for g in gradients))
+            total = [t + g for t, g in zip(total, gradients)]
+        names = [k.replace("block.", "") for k, _ in model.named_parameters()]
+        cases.append(
+            {
+                "name": name,
+                "parameters": dict(zip(names, map(numbers, model.parameters()))),
+                "ids": numbers(ids),
+                "mask": numbers(mask),
+                "labels": numbers(labels),
+                "losses": numbers(torch.stack(losses)),
+                "squaredNorms": numbers(torch.stack(norms)),
+                "gradients": dict(zip(names, map(numbers, total))),
+            }
+        )
+    return cases
+
+
 FOLDER.mkdir(exist_ok=True)
-for name, content in (("blocks", blocks()), ("optimizers", optimizers())):
+for name, content in (("blocks", blocks()), ("optimizers", optimizers()), ("masked", masked())):
     (FOLDER / f"{name}.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")

@@ -1,6 +1,4 @@
 import { readFileSync } from 'node:fs';
-import { expect } from 'vitest';
-import { HeddleError } from '../../lib/errors.ts';
 import { normalCdf } from '../../lib/privacy/accountants/special.ts';
 
 export const golden = JSON.parse(
@@ -17,16 +15,6 @@ export const phase = (noiseMultiplier: number, sampleRate: number, steps: number
 });
 export const relative = (actual: number, expected: number) =>
   Math.abs(actual - expected) / Math.abs(expected);
-
-export function thrown(run: () => unknown): HeddleError {
-  try {
-    run();
-  } catch (error) {
-    expect(error).toBeInstanceOf(HeddleError);
-    return error as HeddleError;
-  }
-  throw new Error('expected an error');
-}
 
 /**
  * δ(ε) of k ≤ 3 steps by exact quadrature, written independently of the accountants: with one step's closed

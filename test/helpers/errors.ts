@@ -9,6 +9,27 @@ function check(error: unknown, code: HeddleErrorCode, message: RegExp): void {
   expect((error as HeddleError).message).toMatch(message);
 }
 
+/** The error that `run` throws. */
+export function thrown(run: () => unknown): HeddleError {
+  try {
+    run();
+  } catch (error) {
+    expect(error).toBeInstanceOf(HeddleError);
+    return error as HeddleError;
+  }
+  throw new Error('expected an error');
+}
+
+/** The error that a promise rejects with. */
+export async function rejection(promise: Promise<unknown>): Promise<HeddleError> {
+  const error = await promise.then(
+    () => new Error('expected an error'),
+    (e) => e,
+  );
+  expect(error).toBeInstanceOf(HeddleError);
+  return error;
+}
+
 /** The promise must reject with this code and message. */
 export async function expectRejection(
   promise: Promise<unknown>,

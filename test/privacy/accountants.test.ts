@@ -10,7 +10,8 @@ import {
   computeEpsilon,
   DEFAULT_ORDERS,
 } from '../../lib/privacy/index.ts';
-import { golden, phase, relative, thrown, toPhases } from '../helpers/accountants.ts';
+import { golden, phase, relative, toPhases } from '../helpers/accountants.ts';
+import { thrown } from '../helpers/errors.ts';
 
 describe('special functions', () => {
   it('erfc, erfcx and ln erfc to 1e-15 (values of mpmath)', () => {

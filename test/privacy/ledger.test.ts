@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { computeEpsilon, PrivacyLedger } from '../../lib/privacy/index.ts';
-import { phase, thrown } from '../helpers/accountants.ts';
+import { phase } from '../helpers/accountants.ts';
+import { thrown } from '../helpers/errors.ts';
 
 describe('PrivacyLedger', () => {
   const filled = () =>

@@ -10,9 +10,9 @@ import {
   quadratureEpsilon,
   type Row,
   relative,
-  thrown,
   toPhases,
 } from '../helpers/accountants.ts';
+import { thrown } from '../helpers/errors.ts';
 
 describe('PRV accountant', () => {
   it('Opacus: lower, estimate and upper; the bounds contain the published values', () => {

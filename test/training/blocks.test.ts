@@ -134,7 +134,7 @@ describe.each(everyVariant())('blocks on $name', ({ options, use }) => {
     }
 
     if (g.gradX !== null) {
-      const { backward } = runSync(block.run(x as Tensor<'float32'>, '', options));
+      const { backward } = runSync(block.run(x as Tensor<'float32'>, '', options, null));
       const recorder = { layers: {} as Record<string, PrivateLayer>, options };
       const dx = runSync(backward(floatTensor(g.gradOutput), recorder, true));
       expect(dx?.dims).toEqual(g.x.dims);

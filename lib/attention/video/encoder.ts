@@ -10,9 +10,9 @@ import { ownTimeClass, type ResolvedConfig, resolveConfig, type VideoEncoderConf
 import { type ForwardResult, forwardRows, type LayerActivations } from './forward.ts';
 import { checkpointReader, recordReader } from './load.ts';
 import { checkNormalization, type Frames, type Normalization, readFrames } from './pixels.ts';
-import { type ForwardPlan, planForward, viewsOf } from './plan.ts';
+import { type ForwardPlan, planForward, type Views, viewsOf } from './plan.ts';
 import { POSITION_RESIZINGS, type PositionResizing, tablesFor } from './positions.ts';
-import { layOutRows } from './rows.ts';
+import { layOutRows, type TokenRows } from './rows.ts';
 import {
   ENCODER_OPTIONS,
   type EncoderParts,
@@ -88,6 +88,14 @@ const NORMALIZATIONS: Readonly<Record<string, Normalization>> = {
   vjepa2: { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] },
 };
 
+interface Layout {
+  /** Sizes that it is for; empty with a mask. */
+  key: string;
+  rows: TokenRows;
+  views: Views;
+  plan: ForwardPlan;
+}
+
 /** Checks a mask and cuts it into clips. */
 function keptTokens(mask: KeptTokens | undefined, f: Frames): Int32Array[] | undefined {
   if (mask === undefined) return undefined;
@@ -132,6 +140,8 @@ export class VideoEncoder {
   private disposed = false;
   /** The last forward's buffer, for the next one: fresh memory costs more than it seems. */
   private idle: Float32Array | undefined;
+  /** Of the last forward without a mask. */
+  private layout: Layout | undefined;
   /** Calls under way; what they use is freed when the last one ends. */
   private running = 0;
 
@@ -212,6 +222,13 @@ export class VideoEncoder {
     return yield* VideoEncoder.build('custom', resolved, recordReader(tensors, resolved), options);
   }
 
+  /** Whether attention over time has one projection where the model has two. */
+  private get merged(): boolean {
+    return this.parts.layers.every((l) =>
+      l.steps.every((s) => s.kind === 'mlp' || s.projection === undefined),
+    );
+  }
+
   /** Bytes of packed weights. */
   get bytes(): number {
     return this.parts.matrices.reduce((sum, m) => sum + m.bytes, 0);
@@ -233,10 +250,21 @@ export class VideoEncoder {
     const [time, height, width] = read.grid;
     const patches = height * width;
     const kept = keptTokens(options.mask, read);
-    const rows = layOutRows(c, read.dims[0], time, patches, kept);
-    const views = viewsOf(c, rows);
-    const plan = planForward(c, rows, views, blockTokens);
-    return { read, tables, rows, views, blockTokens, lastLayers, plan };
+    const rowsAndPlan = this.layOut([read.dims[0], time, patches, blockTokens], kept);
+    return { read, tables, blockTokens, lastLayers, ...rowsAndPlan };
+  }
+
+  /** Where the rows are, and what they take; kept for the next frames of these sizes, unless tokens are masked. */
+  private layOut(sizes: readonly [number, number, number, number], kept: Int32Array[] | undefined): Layout {
+    const key = kept === undefined ? sizes.join() : '';
+    if (key !== '' && this.layout?.key === key) return this.layout;
+    const [clips, time, patches, blockTokens] = sizes;
+    const rows = layOutRows(this.config, clips, time, patches, kept);
+    const views = viewsOf(this.config, rows);
+    const plan = planForward(this.config, rows, views, blockTokens, this.merged);
+    const fresh = { key, rows, views, plan };
+    if (key !== '') this.layout = fresh;
+    return fresh;
   }
 
   /**
@@ -329,6 +357,7 @@ export class VideoEncoder {
 
   private free(): void {
     this.idle = undefined;
+    this.layout = undefined;
     for (const m of this.parts.matrices) m.dispose();
   }
 }

@@ -1,9 +1,12 @@
-import type { Steps } from '../../checkpoint/steps.ts';
-import type { AsyncOpOptions } from '../../op.ts';
+import { type Steps, step } from '../../checkpoint/steps.ts';
+import { DTYPE_CODE } from '../../dtype.ts';
+import { type AddedRows, addedArguments, fusedLinear, type NormWeights } from '../../nn/fusedLinear.ts';
+import { type AsyncOpOptions, call, callSync } from '../../op.ts';
 import { allocate, makeTensor, type Tensor } from '../../tensor.ts';
+import { patchEmbedOp } from '../patchEmbed.ts';
 import type { ResolvedConfig } from './config.ts';
-import { type NormWeights, normRows, product } from './ops.ts';
-import { type Frames, unfoldTubelets } from './pixels.ts';
+import { addAll, normRows } from './ops.ts';
+import type { Frames } from './pixels.ts';
 import { pooledView, type Views } from './plan.ts';
 import { axisView, type TokenRows, type View } from './rows.ts';
 import { attentionStep, mlpStep, type StepActivations, type Stream } from './steps.ts';
@@ -46,52 +49,64 @@ function addRow(x: Float32Array, to: number, table: Float32Array | undefined, at
   for (let j = 0; j < d; j++) x[to + j] += table[from + j];
 }
 
-/** x[to] = y[from] + table[at], rows of d. */
-function addInto(
-  x: Float32Array,
-  to: number,
-  y: Float32Array,
-  from: number,
-  table: Float32Array,
-  at: number,
-  d: number,
-): void {
-  for (let j = 0; j < d; j++) x[to + j] = y[from + j] + table[at + j];
-}
-
 /** Class tokens, embedded tubelets and their positions. */
-function* embed(r: ForwardRun, x: Float32Array, scratch: Float32Array): Steps<void> {
+function* embed(r: ForwardRun, x: Float32Array): Steps<void> {
   const { config: c, parts: p, rows, frames } = r;
   const d = c.hiddenSize;
   const cls = c.classToken ? 1 : 0;
-  const patches = frames.grid[1] * frames.grid[2];
-  const timeHere = c.attention === 'factorized-encoder' ? undefined : p.timePositions;
-  const which: number[] = [];
+  const [time, height, width] = frames.grid;
+  const patches = height * width;
+  let count = 0;
   for (let i = 0; i < rows.t.length; i++) {
-    if (rows.t[i] >= 0) which.push(i);
-    else {
-      x.set(p.classToken as Float32Array, i * d);
-      addRow(x, i * d, p.positions ?? p.spacePositions, 0, d);
+    if (rows.t[i] >= 0) {
+      count++;
+      continue;
     }
+    x.set(p.classToken as Float32Array, i * d);
+    addRow(x, i * d, p.positions ?? p.spacePositions, 0, d);
   }
-  const tokens = Int32Array.from(which);
-  const k = p.patch.weight.inputs;
-  for (let begin = 0; begin < tokens.length; begin += r.blockTokens) {
-    const end = Math.min(begin + r.blockTokens, tokens.length);
-    const count = end - begin;
-    const pixels = scratch.subarray(0, count * k);
-    const y = scratch.subarray(count * k, count * (k + d));
-    unfoldTubelets(frames, c, rows, tokens, begin, end, pixels);
-    yield* product(pixels, count, p.patch, y, r.options);
-    for (let i = 0; i < count; i++) {
-      const row = tokens[begin + i];
-      const [t, n] = [rows.t[row], rows.n[row]];
-      if (p.positions) addInto(x, row * d, y, i * d, p.positions, (cls + t * patches + n) * d, d);
-      else if (p.spacePositions) addInto(x, row * d, y, i * d, p.spacePositions, (cls + n) * d, d);
-      else x.set(y.subarray(i * d, (i + 1) * d), row * d);
-      addRow(x, row * d, timeHere, t, d);
-    }
-  }
+  if (count === 0) return;
+  const [clips, , channels] = frames.dims;
+  // By frame, whatever the order of the rows: neighbours share lines of pixels.
+  const begins = new Int32Array(clips * time + 1);
+  for (let i = 0; i < rows.t.length; i++) if (rows.t[i] >= 0) begins[rows.clip[i] * time + rows.t[i] + 1]++;
+  for (let g = 0; g < clips * time; g++) begins[g + 1] += begins[g];
+  const offsets = Int32Array.from({ length: clips + 1 }, (_, clip) => begins[clip * time]);
+  const to = new Int32Array(count);
+  for (let i = 0; i < rows.t.length; i++)
+    if (rows.t[i] >= 0) to[begins[rows.clip[i] * time + rows.t[i]]++] = i;
+  const tokens = to.map((i) => rows.t[i] * patches + rows.n[i]);
+  const add: AddedRows[] = [];
+  const { positions, spacePositions } = p;
+  const timePositions = c.attention === 'factorized-encoder' ? undefined : p.timePositions;
+  if (positions) add.push({ table: positions, index: tokens.map((t) => cls + t) });
+  else if (spacePositions) add.push({ table: spacePositions, index: to.map((i) => cls + rows.n[i]) });
+  if (timePositions) add.push({ table: timePositions, index: to.map((i) => rows.t[i]) });
+
+  const [sb, sf, sc, sy, sx] = frames.strides;
+  const tubelet = [...c.tubelet, ...c.tubelet];
+  // In the order of patch_embed_call (native/binding/experts.cpp).
+  const numbers = [clips, channels, sb, sc, sf, sy, sx, time, height, width, ...tubelet, 0, 0, 0, 0];
+  const type = frames.data instanceof Uint8Array ? 'uint8' : 'float32';
+  const args = [
+    p.patch.weight.use(r.options.backend),
+    Float64Array.from(numbers),
+    frames.data,
+    DTYPE_CODE[type],
+    frames.scale,
+    frames.shift,
+    tokens,
+    offsets,
+    p.patch.bias?.data ?? null,
+    x,
+    DTYPE_CODE.float32,
+    ...addedArguments(add),
+    to,
+  ];
+  yield* step(
+    () => callSync(patchEmbedOp, args, r.options),
+    () => call(patchEmbedOp, args, r.options),
+  );
 }
 
 /** Runs a layer's steps. */
@@ -106,8 +121,7 @@ function* runLayer(s: Stream, layer: Layer, views: Views, delta: Float32Array | 
       yield* attentionStep({ ...s, target }, viewOf(step.axis), step);
     } else {
       yield* attentionStep(s, viewOf(step.axis), step);
-      const update = delta as Float32Array;
-      for (let j = 0; j < update.length; j++) s.x[j] += update[j];
+      yield* addAll(s.x, delta as Float32Array, s.options);
     }
   }
 }
@@ -149,7 +163,7 @@ export function* forwardRows(r: ForwardRun): Steps<ForwardResult> {
   const d = c.hiddenSize;
   const { scratch } = r;
   let x = allocate('float32', rows.clip.length * d);
-  yield* embed(r, x, scratch);
+  yield* embed(r, x);
   r.onStep('embedding');
   const activations: LayerActivations[] = [];
   const total = p.layers.length + p.timeLayers.length;
@@ -206,12 +220,9 @@ function clipOffsets(rows: TokenRows): Int32Array {
 function* pool(r: ForwardRun, x: Float32Array, offsets: Int32Array): Steps<Tensor<'float32'> | undefined> {
   const { pooler } = r.parts;
   if (pooler === undefined) return undefined;
-  const d = r.config.hiddenSize;
   const clips = offsets.length - 1;
-  const first = new Float32Array(clips * d);
-  for (let b = 0; b < clips; b++) first.set(x.subarray(offsets[b] * d, (offsets[b] + 1) * d), b * d);
   const size = pooler.weight.outputs;
   const y = new Float32Array(clips * size);
-  yield* product(first, clips, pooler, y, r.options);
+  yield* fusedLinear({ x, rows: clips, index: offsets, weight: pooler, out: y }, r.options);
   return makeTensor('float32', y.map(Math.tanh), [clips, size]);
 }

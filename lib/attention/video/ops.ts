@@ -1,22 +1,11 @@
-/** Row-wise steps between products, on float32 buffers. */
+/** Row-wise steps that no product takes along, on float32 buffers. */
 import { type Steps, step } from '../../checkpoint/steps.ts';
-import { type LinearActivation, linear, linearSync, type PackedMatrix } from '../../gemm/linear.ts';
 import { addResidual, addResidualSync } from '../../nn/addResidual.ts';
+import type { NormWeights } from '../../nn/fusedLinear.ts';
 import { layerNorm, layerNormSync } from '../../nn/norm.ts';
 import type { AsyncOpOptions } from '../../op.ts';
 import { makeTensor, type Tensor } from '../../tensor.ts';
 import type { ResolvedConfig } from './config.ts';
-
-/** A product's weights. */
-export interface Dense {
-  weight: PackedMatrix;
-  bias?: Tensor<'float32'>;
-}
-
-export interface NormWeights {
-  weight: Tensor<'float32'>;
-  bias: Tensor<'float32'>;
-}
 
 /** A float32 tensor over the start of a buffer. */
 export function view(data: Float32Array, ...dims: number[]): Tensor<'float32'> {
@@ -49,37 +38,12 @@ export function* normRows(
   );
 }
 
-/** x += tanh(gate) · y; without a gate x += y. */
-export function* addRows(
-  x: Float32Array,
-  y: Float32Array,
-  width: number,
-  gate: number | undefined,
-  options: AsyncOpOptions,
-): Steps<void> {
-  const rows = x.length / width;
-  const stream = view(x, rows, width);
-  const update = view(y, rows, width);
-  const o = { ...options, gate, out: stream };
+/** x += y. */
+export function* addAll(x: Float32Array, y: Float32Array, options: AsyncOpOptions): Steps<void> {
+  const [stream, update] = [view(x, x.length), view(y, x.length)];
+  const o = { ...options, out: stream };
   yield* step(
     () => addResidualSync(stream, update, o),
     () => addResidual(stream, update, o),
-  );
-}
-
-/** out = activation(x Wᵀ + bias) of rows. */
-export function* product(
-  x: Float32Array,
-  rows: number,
-  w: Dense,
-  out: Float32Array,
-  options: AsyncOpOptions,
-  activation?: LinearActivation,
-): Steps<void> {
-  const input = view(x, rows, w.weight.inputs);
-  const o = { ...options, bias: w.bias, activation, out: view(out, rows, w.weight.outputs) };
-  yield* step(
-    () => linearSync(input, w.weight, o),
-    () => linear(input, w.weight, o),
   );
 }

@@ -1,6 +1,6 @@
 import type { ResolvedConfig } from './config.ts';
 import { axisView, type TokenRows, type View, wholeView } from './rows.ts';
-import { attentionScratch, mlpScratch } from './steps.ts';
+import { attentionScratch } from './steps.ts';
 
 /** The views that the steps of a config attend within. */
 export interface Views {
@@ -54,7 +54,7 @@ function pairs(v: View): number {
 }
 
 /** Counts operations of the layers over some rows. */
-function layerFlops(c: ResolvedConfig, views: Views, tokens: number): number {
+function layerFlops(c: ResolvedConfig, views: Views, tokens: number, merged: boolean): number {
   const { hiddenSize: d, intermediateSize: f } = c;
   const projections = (rows: number, matrices = 4) => 2 * matrices * rows * d * d;
   const scores = (v: View) => 4 * pairs(v) * d;
@@ -67,7 +67,7 @@ function layerFlops(c: ResolvedConfig, views: Views, tokens: number): number {
       return projections(tokens) + (scores(time as View) + scores(space as View)) / 2 + mlp;
     case 'divided-space-time': {
       const [t, s] = [time as View, space as View];
-      const rows = projections(t.order.length, 5) + projections(s.order.length);
+      const rows = projections(t.order.length, merged ? 4 : 5) + projections(s.order.length);
       return rows + scores(t) + scores(s) + mlp;
     }
     default:
@@ -75,38 +75,36 @@ function layerFlops(c: ResolvedConfig, views: Views, tokens: number): number {
   }
 }
 
-/** float32 numbers of scratch, and operations, of a forward over these rows. */
+/**
+ * float32 numbers of scratch, and operations, of a forward over these rows.
+ * @param merged whether TimeSformer's two projections of attention over time are one product, as in float32
+ */
 export function planForward(
   c: ResolvedConfig,
   rows: TokenRows,
   views: Views,
   blockTokens: number,
+  merged = false,
 ): ForwardPlan {
   const d = c.hiddenSize;
   const tokens = rows.clip.length;
   const k = c.channels * c.tubelet[0] * c.tubelet[1] * c.tubelet[2];
-  let scratch = Math.min(tokens, blockTokens) * (k + d);
+  let scratch = 0;
   const attends = (v: View | undefined) => {
     if (v) scratch = Math.max(scratch, attentionScratch(c, v, blockTokens));
   };
-  if (c.layers > 0) {
-    for (const v of [views.time, views.space ?? views.joint]) attends(v);
-    scratch = Math.max(scratch, mlpScratch(c, tokens, blockTokens));
-  }
+  if (c.layers > 0) for (const v of [views.time, views.space ?? views.joint]) attends(v);
   let patches = 0;
   for (const t of rows.t) if (t >= 0) patches++;
-  let flops = 2 * patches * k * d + c.layers * layerFlops(c, views, tokens);
+  let flops = 2 * patches * k * d + c.layers * layerFlops(c, views, tokens, merged);
   let floats = tokens * d;
   if (c.attention === 'factorized-encoder') {
     const pooled = pooledRows(c, rows);
     const second = c.framePooling === 'none' ? tokens : pooled;
     const time = c.framePooling === 'none' ? axisView(rows, 'time') : pooledView(rows);
-    if (c.timeLayers > 0) {
-      attends(time);
-      scratch = Math.max(scratch, mlpScratch(c, second, blockTokens));
-    }
+    if (c.timeLayers > 0) attends(time);
     floats += pooled * d;
-    flops += c.timeLayers * layerFlops(c, { joint: time }, second);
+    flops += c.timeLayers * layerFlops(c, { joint: time }, second, merged);
   }
   // ViViT 4 collects the update of attention over time before the stream changes.
   if (c.attention === 'factorized-dot-product' && c.layers > 0) scratch += tokens * d;

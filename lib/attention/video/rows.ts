@@ -13,8 +13,8 @@ export interface TokenRows {
 export interface View {
   order: Int32Array;
   offsets: Int32Array;
-  /** Every sequence begins with the class token of its clip, which several sequences share. */
-  sharedClass?: boolean;
+  /** Every sequence begins with the class token of its clip, which several sequences share: `order` with -1 for it. */
+  ownRows?: Int32Array;
 }
 
 /** Rows order[begin, end): whole sequences first to last, or part of one. */
@@ -38,40 +38,47 @@ export function layOutRows(
 ): TokenRows {
   const perFrame = framesApart(c);
   const cls = c.classToken ? 1 : 0;
-  const all = kept === undefined ? Int32Array.from({ length: frames * patches }, (_, i) => i) : null;
-  const clip: number[] = [];
-  const t: number[] = [];
-  const n: number[] = [];
   const offsets = [0];
+  const count = (b: number) => kept?.[b].length ?? frames * patches;
+  let most = 0;
+  for (let b = 0; b < clips; b++) most += count(b) + cls * (perFrame ? frames : 1);
+  const rows = { clip: new Int32Array(most), t: new Int32Array(most), n: new Int32Array(most) };
+  let at = 0;
   const push = (b: number, time: number, patch: number) => {
-    clip.push(b);
-    t.push(time);
-    n.push(patch);
+    rows.clip[at] = b;
+    rows.t[at] = time;
+    rows.n[at++] = patch;
   };
   for (let b = 0; b < clips; b++) {
-    let tokens = Array.from(all ?? (kept as readonly Int32Array[])[b]);
-    if (c.tokenOrder === 'patches') {
-      tokens = tokens.sort((x, y) => (x % patches) - (y % patches) || x - y);
-    }
+    const tokens = kept === undefined ? undefined : ordered(c, kept[b], patches);
     let open = -1;
     if (!perFrame && cls) push(b, -1, -1);
-    for (const token of tokens) {
-      const time = Math.floor(token / patches);
+    for (let i = 0; i < count(b); i++) {
+      let [time, patch] = [Math.floor(i / patches), i % patches];
+      if (tokens !== undefined) [time, patch] = [Math.floor(tokens[i] / patches), tokens[i] % patches];
+      else if (c.tokenOrder === 'patches') [time, patch] = [i % frames, Math.floor(i / frames)];
       if (perFrame && time !== open) {
-        if (open >= 0) offsets.push(clip.length);
+        if (open >= 0) offsets.push(at);
         open = time;
         if (cls) push(b, -1, -1);
       }
-      push(b, time, token % patches);
+      push(b, time, patch);
     }
-    if (!perFrame || open >= 0) offsets.push(clip.length);
+    if (!perFrame || open >= 0) offsets.push(at);
   }
+  const { clip, t, n } = rows;
   return {
-    clip: Int32Array.from(clip),
-    t: Int32Array.from(t),
-    n: Int32Array.from(n),
+    clip: clip.subarray(0, at),
+    t: t.subarray(0, at),
+    n: n.subarray(0, at),
     offsets: Int32Array.from(offsets),
   };
+}
+
+/** Kept tokens in the order of a config. */
+function ordered(c: ResolvedConfig, tokens: Int32Array, patches: number): Int32Array {
+  if (c.tokenOrder !== 'patches') return tokens;
+  return tokens.slice().sort((x, y) => (x % patches) - (y % patches) || x - y);
 }
 
 /** Whether the rows of a frame are a sequence of their own, with their own class token. */
@@ -121,7 +128,10 @@ export function axisView(rows: TokenRows, axis: 'time' | 'space', sharedClass = 
     if (extra && next[g] === start[g]) order[start[g] - 1] = classRow[rows.clip[i]];
     order[next[g]++] = i;
   }
-  return { order, offsets: Int32Array.from(offsets), sharedClass };
+  if (!sharedClass) return { order, offsets: Int32Array.from(offsets) };
+  const ownRows = order.slice();
+  for (let g = 0; g + 1 < offsets.length; g++) ownRows[offsets[g]] = -1;
+  return { order, offsets: Int32Array.from(offsets), ownRows };
 }
 
 /** Runs of whole sequences of about `size` rows; a longer sequence is cut into parts of one block each. */
@@ -150,39 +160,4 @@ export function uniformLength(view: View, block: Block): number {
 export function isRun(order: Int32Array, begin: number, end: number): boolean {
   for (let i = begin + 1; i < end; i++) if (order[i] !== order[i - 1] + 1) return false;
   return true;
-}
-
-/** Copies rows to `out`, in order. */
-export function gatherRows(
-  x: Float32Array,
-  width: number,
-  order: Int32Array,
-  begin: number,
-  end: number,
-  out: Float32Array,
-): void {
-  for (let i = begin; i < end; ) {
-    let stop = i + 1;
-    while (stop < end && order[stop] === order[stop - 1] + 1) stop++;
-    out.set(x.subarray(order[i] * width, (order[i] + stop - i) * width), (i - begin) * width);
-    i = stop;
-  }
-}
-
-/** Copies rows order[begin, end) back; the first row of `from` is order[base]'s. */
-export function scatterRows(
-  from: Float32Array,
-  width: number,
-  order: Int32Array,
-  begin: number,
-  end: number,
-  base: number,
-  x: Float32Array,
-): void {
-  for (let i = begin; i < end; ) {
-    let stop = i + 1;
-    while (stop < end && order[stop] === order[stop - 1] + 1) stop++;
-    x.set(from.subarray((i - base) * width, (stop - base) * width), order[i] * width);
-    i = stop;
-  }
 }

@@ -1,20 +1,18 @@
 import { step as opStep, type Steps } from '../../checkpoint/steps.ts';
+import {
+  type AddedRows,
+  type Dense,
+  type FusedLinear,
+  fusedLinear,
+  type NormWeights,
+} from '../../nn/fusedLinear.ts';
 import type { AsyncOpOptions } from '../../op.ts';
 import type { Tensor } from '../../tensor.ts';
 import { attention, attentionSync } from '../attention.ts';
 import { rotaryEmbedding, rotaryEmbeddingSync } from '../rotaryEmbedding.ts';
 import type { ResolvedConfig } from './config.ts';
-import { addRows, type Dense, type NormWeights, normRows, product, view } from './ops.ts';
-import {
-  type Block,
-  blocksOf,
-  gatherRows,
-  isRun,
-  scatterRows,
-  type TokenRows,
-  uniformLength,
-  type View,
-} from './rows.ts';
+import { view } from './ops.ts';
+import { type Block, blocksOf, isRun, type TokenRows, uniformLength, type View } from './rows.ts';
 
 /** Query, key and value; with rotary positions keys and values are apart, because only keys are rotated. */
 export interface AttentionWeights {
@@ -28,7 +26,7 @@ export interface AttentionStep {
   axis: 'joint' | 'time' | 'space';
   norm: NormWeights;
   weights: AttentionWeights;
-  /** TimeSformer's second projection of attention over time. */
+  /** TimeSformer's second projection of attention over time, where it is not one product with the first. */
   projection?: Dense;
   /** LongViViT: the update is scaled by tanh of this. */
   gate?: number;
@@ -85,14 +83,11 @@ export function attentionScratch(c: ResolvedConfig, v: View, blockTokens: number
   let most = 0;
   for (const b of blocksOf(v, blockTokens)) {
     const rows = b.end - b.begin;
-    const whole = rows <= blockTokens || v.sharedClass;
+    const whole = rows <= blockTokens || v.ownRows !== undefined;
     most = Math.max(most, whole ? 4 * rows : 2 * rows + 2 * blockTokens);
   }
-  return most * c.hiddenSize;
-}
-
-export function mlpScratch(c: ResolvedConfig, rows: number, blockTokens: number): number {
-  return Math.min(rows, blockTokens) * (c.hiddenSize + c.intermediateSize);
+  // ViViT 4 gives half of its heads to either axis.
+  return most * (c.attention === 'factorized-dot-product' ? c.hiddenSize / 2 : c.hiddenSize);
 }
 
 /** Cuts buffers of the given lengths from one. */
@@ -104,62 +99,56 @@ function cut(buffer: Float32Array, ...lengths: number[]): Float32Array[] {
   });
 }
 
-function dense(s: Stream, x: Float32Array, rows: number, w: Dense, out: Float32Array): Steps<void> {
-  return product(x, rows, w, out, s.options);
+/** Rows [begin, end) of a view in the stream: a run of it, or an index. */
+function rowsIn(stream: Float32Array, d: number, order: Int32Array, begin: number, end: number) {
+  if (!isRun(order, begin, end)) return { rows: stream, index: order.subarray(begin, end) };
+  const first = order[begin] * d;
+  return { rows: stream.subarray(first, first + (end - begin) * d), index: undefined };
 }
 
-/** The rows of a block, normed, in `out`; `spare` is overwritten where they do not lie together. */
-function* normed(
+/** A norm as products take it along. */
+function normOf(s: Stream, norm: NormWeights): FusedLinear['norm'] {
+  const { layerNormEpsilon: epsilon, unitOffset } = s.config;
+  return { ...norm, epsilon, unitOffset };
+}
+
+/** out = norm(x) Wᵀ + bias of rows [begin, end) of a view, and another such product. */
+function project(
   s: Stream,
   v: View,
-  begin: number,
-  end: number,
+  [begin, end]: readonly [number, number],
   norm: NormWeights,
+  weight: Dense,
   out: Float32Array,
-  spare: Float32Array,
-) {
-  const d = s.config.hiddenSize;
-  const rows = end - begin;
-  let source = spare;
-  if (isRun(v.order, begin, end)) {
-    const first = v.order[begin] * d;
-    source = s.x.subarray(first, first + rows * d);
-  } else gatherRows(s.x, d, v.order, begin, end, spare);
-  yield* normRows(source, rows, norm, s.config, out, s.options);
+  also?: FusedLinear['also'],
+): Steps<void> {
+  const { rows, index } = rowsIn(s.x, s.config.hiddenSize, v.order, begin, end);
+  const f = { x: rows, rows: end - begin, index, norm: normOf(s, norm), weight, out, also };
+  return fusedLinear(f, s.options);
 }
 
-/**
- * Adds the rows of a block to the stream; first rows of sequences with a shared class go to `classSum` instead. `spare`
- * is overwritten where the rows do not lie together.
- */
-function* addBlock(
+/** The update of a step's stream by the attention of some rows. */
+function updateOf(step: AttentionStep, context: Float32Array): Omit<FusedLinear, 'out' | 'rows'> {
+  const { output } = step.weights;
+  const gate = step.gate === undefined ? undefined : Math.tanh(step.gate);
+  if (step.projection === undefined) return { x: context, weight: output, gate };
+  return { x: context, hidden: { ...output, activation: 'none' }, weight: step.projection, gate };
+}
+
+/** Adds the projected attention of a block to the stream, but for class tokens that sequences share. */
+function addBlock(
   s: Stream,
   v: View,
-  b: { begin: number; end: number; first: number },
-  y: Float32Array,
-  spare: Float32Array,
-  gate: number | undefined,
-  classSum: ClassSums | undefined,
-) {
-  const d = s.config.hiddenSize;
-  const rows = b.end - b.begin;
-  const target = s.target ?? s.x;
-  if (classSum === undefined && isRun(v.order, b.begin, b.end)) {
-    const first = v.order[b.begin] * d;
-    return yield* addRows(target.subarray(first, first + rows * d), y, d, gate, s.options);
-  }
-  gatherRows(target, d, v.order, b.begin, b.end, spare);
-  yield* addRows(spare.subarray(0, rows * d), y, d, gate, s.options);
-  if (classSum === undefined) return scatterRows(spare, d, v.order, b.begin, b.end, b.begin, target);
-  for (let g = b.first; g + 1 < v.offsets.length && v.offsets[g] < b.end; g++) {
-    const begin = v.offsets[g];
-    const from = (begin - b.begin) * d;
-    classSum.add(v.order[begin], y.subarray(from, from + d));
-    scatterRows(spare, d, v.order, begin + 1, v.offsets[g + 1], b.begin, target);
-  }
+  [begin, end]: readonly [number, number],
+  context: Float32Array,
+  step: AttentionStep,
+): Steps<void> {
+  const { rows, index } = rowsIn(s.target ?? s.x, s.config.hiddenSize, v.ownRows ?? v.order, begin, end);
+  const add: AddedRows[] = [{ table: rows }];
+  return fusedLinear({ ...updateOf(step, context), rows: end - begin, add, out: rows, to: index }, s.options);
 }
 
-/** Sums of the updates that the copies of a class token received. */
+/** Sums of the contexts of the copies of a class token: the mean of their updates is the update of their mean. */
 class ClassSums {
   private readonly sums = new Map<number, { sum: Float64Array; count: number }>();
 
@@ -170,12 +159,14 @@ class ClassSums {
     entry.count++;
   }
 
-  /** Adds the means to the stream. */
-  apply(s: Stream): void {
-    const d = s.config.hiddenSize;
-    for (const [row, { sum, count }] of this.sums) {
-      for (let j = 0; j < d; j++) s.x[row * d + j] += sum[j] / count;
-    }
+  /** Adds the mean updates to the stream. */
+  *apply(s: Stream, step: AttentionStep): Steps<void> {
+    const rows = this.sums.size;
+    const context = new Float32Array(rows * s.config.hiddenSize);
+    let at = 0;
+    for (const { sum, count } of this.sums.values()) for (const v of sum) context[at++] = v / count;
+    const to = Int32Array.from(this.sums.keys());
+    yield* fusedLinear({ ...updateOf(step, context), rows, add: [{ table: s.x }], out: s.x, to }, s.options);
   }
 }
 
@@ -214,24 +205,37 @@ interface KeyValue {
   stride: number;
 }
 
-/** Keys and values of normed rows, written to rows `at` and on of `kv`. */
+/** Keys and values of rows, written to rows `at` and on of `kv`; `spare` is overwritten where keys are rotated. */
 function* keysAndValues(
   s: Stream,
   v: View,
-  begin: number,
-  end: number,
-  w: AttentionWeights,
-  h: Float32Array,
+  rows: readonly [begin: number, end: number],
+  step: AttentionStep,
   spare: Float32Array,
   kv: KeyValue,
   at: number,
 ) {
-  const rows = end - begin;
-  if (w.keyValue.length === 1)
-    return yield* dense(s, h, rows, w.keyValue[0], kv.key.subarray(at * kv.stride));
-  yield* dense(s, h, rows, w.keyValue[0], spare);
-  yield* rotate(s, v, begin, end, spare, kv.key.subarray(at * kv.stride));
-  yield* dense(s, h, rows, w.keyValue[1], kv.value.subarray(at * kv.stride));
+  const { keyValue } = step.weights;
+  const key = kv.key.subarray(at * kv.stride);
+  if (keyValue.length === 1) return yield* project(s, v, rows, step.norm, keyValue[0], key);
+  yield* project(s, v, rows, step.norm, keyValue[0], spare);
+  yield* rotate(s, v, rows[0], rows[1], spare, key);
+  yield* project(s, v, rows, step.norm, keyValue[1], kv.value.subarray(at * kv.stride));
+}
+
+/** Queries of rows, rotated where the model rotates; both buffers are overwritten. Returns [queries, the other]. */
+function* queriesOf(
+  s: Stream,
+  v: View,
+  rows: readonly [begin: number, end: number],
+  step: AttentionStep,
+  first: Float32Array,
+  second: Float32Array,
+): Steps<[Float32Array, Float32Array]> {
+  yield* project(s, v, rows, step.norm, step.weights.query, first);
+  if (step.weights.keyValue.length === 1) return [first, second];
+  yield* rotate(s, v, rows[0], rows[1], first, second);
+  return [second, first];
 }
 
 function keyValueIn(w: AttentionWeights, buffer: Float32Array, rows: number): KeyValue {
@@ -287,22 +291,23 @@ function* shortBlock(s: Stream, v: View, b: Block, step: AttentionStep, sums: Cl
   const d = s.config.hiddenSize;
   const rows = b.end - b.begin;
   const { weights: w } = step;
-  const size = rows * d;
-  const buffer = s.keep ? new Float32Array(4 * size) : s.scratch;
   const width = w.query.weight.outputs;
-  let [h, q, both] = cut(buffer, size, size, 2 * rows * width);
-  yield* normed(s, v, b.begin, b.end, step.norm, h, q);
+  const size = rows * width;
+  const buffer = s.keep ? new Float32Array(4 * size) : s.scratch;
+  const [first, second, both] = cut(buffer, size, size, 2 * size);
   const kv = keyValueIn(w, both, rows);
-  yield* keysAndValues(s, v, b.begin, b.end, w, h, q, kv, 0);
-  yield* dense(s, h, rows, w.query, q);
-  if (w.keyValue.length > 1) {
-    yield* rotate(s, v, b.begin, b.end, q, h);
-    [h, q] = [q, h];
+  const range = [b.begin, b.end] as const;
+  let [q, h] = [first, second];
+  if (w.keyValue.length === 1) {
+    yield* project(s, v, range, step.norm, w.keyValue[0], both, { weight: w.query, out: q });
+  } else {
+    yield* keysAndValues(s, v, range, step, first, kv, 0);
+    [q, h] = yield* queriesOf(s, v, range, step, first, second);
   }
   const length = uniformLength(v, b);
   const segments = length > 0 ? undefined : v.offsets.slice(b.first, b.last + 1).map((o) => o - b.begin);
   const shape = length > 0 ? ([b.last - b.first, length, length] as const) : ([1, rows, rows] as const);
-  const lse = yield* attend(s, w.query.weight.outputs, q, kv, shape, segments, h, s.keep !== undefined);
+  const lse = yield* attend(s, width, q, kv, shape, segments, h, s.keep !== undefined);
   if (s.keep) {
     const dim = d / s.config.heads;
     const kept = (data: Float32Array) => view(data.slice(0, rows * width), rows, width / dim, dim);
@@ -311,8 +316,8 @@ function* shortBlock(s: Stream, v: View, b: Block, step: AttentionStep, sums: Cl
       kind: 'attention',
       axis: step.axis,
       input: view(s.x.slice(), s.x.length / d, d),
-      order: isRun(v.order, 0, v.order.length) ? undefined : v.order,
-      offsets: v.offsets,
+      order: isRun(v.order, 0, v.order.length) ? undefined : v.order.slice(),
+      offsets: v.offsets.slice(),
       query: kept(q),
       key: apart ? kept(kv.key) : kept(columns(both, rows, 2 * width, 0, width)),
       value: apart ? kept(kv.value) : kept(columns(both, rows, 2 * width, width, width)),
@@ -320,12 +325,11 @@ function* shortBlock(s: Stream, v: View, b: Block, step: AttentionStep, sums: Cl
       logSumExp: lse,
     });
   }
-  yield* dense(s, h, rows, w.output, q);
-  if (step.projection) {
-    yield* dense(s, q, rows, step.projection, h);
-    [h, q] = [q, h];
+  for (let g = b.first; sums !== undefined && g < b.last; g++) {
+    const from = (v.offsets[g] - b.begin) * width;
+    sums.add(v.order[v.offsets[g]], h.subarray(from, from + width));
   }
-  yield* addBlock(s, v, b, q, h, step.gate, sums);
+  yield* addBlock(s, v, range, h, step);
 }
 
 /** Columns [from, from + count) of rows of `width`. */
@@ -339,61 +343,48 @@ function columns(x: Float32Array, rows: number, width: number, from: number, cou
 
 /** One sequence longer than a block: all keys and values first, then the queries block by block. */
 function* longSequence(s: Stream, v: View, b: Block, step: AttentionStep) {
-  const d = s.config.hiddenSize;
   const { weights: w } = step;
+  const width = w.query.weight.outputs;
   const length = b.end - b.begin;
-  const size = s.blockTokens * d;
-  const [first, second, both] = cut(s.scratch, size, size, 2 * length * d);
+  const size = s.blockTokens * width;
+  const [first, second, both] = cut(s.scratch, size, size, 2 * length * width);
   const kv = keyValueIn(w, both, length);
+  const blocks: [number, number][] = [];
   for (let begin = b.begin; begin < b.end; begin += s.blockTokens) {
-    const end = Math.min(begin + s.blockTokens, b.end);
-    yield* normed(s, v, begin, end, step.norm, first, second);
-    yield* keysAndValues(s, v, begin, end, w, first, second, kv, begin - b.begin);
+    blocks.push([begin, Math.min(begin + s.blockTokens, b.end)]);
   }
-  for (let begin = b.begin; begin < b.end; begin += s.blockTokens) {
-    const end = Math.min(begin + s.blockTokens, b.end);
-    const rows = end - begin;
-    let [h, q] = [first, second];
-    yield* normed(s, v, begin, end, step.norm, h, q);
-    yield* dense(s, h, rows, w.query, q);
-    if (w.keyValue.length > 1) {
-      yield* rotate(s, v, begin, end, q, h);
-      [h, q] = [q, h];
-    }
-    yield* attend(s, w.query.weight.outputs, q, kv, [1, rows, length], undefined, h);
-    yield* dense(s, h, rows, w.output, q);
-    if (step.projection) {
-      yield* dense(s, q, rows, step.projection, h);
-      [h, q] = [q, h];
-    }
-    yield* addBlock(s, v, { begin, end, first: b.first }, q, h, step.gate, undefined);
+  for (const rows of blocks) yield* keysAndValues(s, v, rows, step, first, kv, rows[0] - b.begin);
+  for (const rows of blocks) {
+    const [q, h] = yield* queriesOf(s, v, rows, step, first, second);
+    yield* attend(s, width, q, kv, [1, rows[1] - rows[0], length], undefined, h);
+    yield* addBlock(s, v, rows, h, step);
   }
 }
 
 /** x += scale · MHA(norm x) within the sequences of a view. */
 export function* attentionStep(s: Stream, v: View, step: AttentionStep): Steps<void> {
-  const sums = v.sharedClass ? new ClassSums() : undefined;
+  const sums = v.ownRows && new ClassSums();
   const size = s.keep ? Number.POSITIVE_INFINITY : s.blockTokens;
   for (const b of blocksOf(v, size)) {
     if (b.end - b.begin <= size || sums !== undefined) yield* shortBlock(s, v, b, step, sums);
     else yield* longSequence(s, v, b, step);
   }
-  sums?.apply(s);
+  if (sums) yield* sums.apply(s, step);
 }
 
 /** x += down(act(up(norm x))). */
 export function* mlpStep(s: Stream, step: MlpStep): Steps<void> {
   const { hiddenSize: d, intermediateSize: f, activation } = s.config;
-  const total = s.x.length / d;
-  const size = s.keep ? Math.max(total, 1) : s.blockTokens;
-  for (let begin = 0; begin < total; begin += size) {
-    const rows = Math.min(size, total - begin);
-    const [h, hidden] = cut(s.keep ? new Float32Array(rows * (d + f)) : s.scratch, rows * d, rows * f);
-    const x = s.x.subarray(begin * d, (begin + rows) * d);
-    yield* normRows(x, rows, step.norm, s.config, h, s.options);
-    yield* product(h, rows, step.up, hidden, s.options, activation);
-    s.keep?.push({ kind: 'mlp', input: view(x.slice(), rows, d), hidden: view(hidden.slice(), rows, f) });
-    yield* dense(s, hidden, rows, step.down, h);
-    yield* addRows(x, h, d, undefined, s.options);
+  const { x } = s;
+  const rows = x.length / d;
+  const norm = normOf(s, step.norm);
+  const add = [{ table: x }];
+  if (s.keep === undefined) {
+    const hidden = { ...step.up, activation };
+    return yield* fusedLinear({ x, rows, norm, hidden, weight: step.down, add, out: x }, s.options);
   }
+  const hidden = new Float32Array(rows * f);
+  yield* fusedLinear({ x, rows, norm, weight: step.up, activation, out: hidden }, s.options);
+  s.keep.push({ kind: 'mlp', input: view(x.slice(), rows, d), hidden: view(hidden, rows, f) });
+  yield* fusedLinear({ x: hidden, rows, weight: step.down, add, out: x }, s.options);
 }

@@ -2,11 +2,12 @@ import type { BackendName } from '../../backend.ts';
 import { type Steps, step } from '../../checkpoint/steps.ts';
 import { decodeFloats, type FloatType } from '../../dtype.ts';
 import { HeddleError } from '../../errors.ts';
-import { packMatrix, packMatrixSync } from '../../gemm/linear.ts';
+import { linear, linearSync, packMatrix, packMatrixSync } from '../../gemm/linear.ts';
+import type { Dense, NormWeights } from '../../nn/fusedLinear.ts';
 import { type AsyncOpOptions, optionChoice } from '../../op.ts';
+import { dot } from '../../reference/gemm/linear.ts';
 import { makeTensor, type Tensor } from '../../tensor.ts';
 import { type ResolvedConfig, tensorShapes } from './config.ts';
-import type { Dense, NormWeights } from './ops.ts';
 import type { AttentionStep, AttentionWeights, MlpStep } from './steps.ts';
 
 export interface VideoEncoderOptions {
@@ -185,16 +186,58 @@ export class WeightPacker {
     return { query, keyValue, output: out };
   }
 
-  private *attention(name: string): Steps<AttentionWeights[]> {
+  /**
+   * TimeSformer's projection of what attention over time put out: W₂(W₁ x + b₁) + b₂. In float32 it becomes one product,
+   * an eighteenth of the layer less; other types would round W₂W₁ again, and keep two.
+   */
+  private *projected(
+    output: Tensor<FloatType>,
+    bias: Tensor<'float32'>,
+    name: string,
+  ): Steps<{ output: Tensor<FloatType>; bias: Tensor<'float32'>; projection?: Dense }> {
+    const weight = yield* this.tensor(`${name}.weight`);
+    const second = yield* this.floats(`${name}.bias`);
+    const exact = (t: Tensor<FloatType>) => this.type === 'float32' || (!this.type && t.type === 'float32');
+    if (!exact(output) || !exact(weight)) {
+      return { output, bias, projection: yield* this.pack(weight, second) };
+    }
+    const o = { ...this.op, transposed: true, type: 'float32' as const };
+    const packed = yield* step(
+      () => packMatrixSync(output, o),
+      () => packMatrix(output, o),
+    );
+    try {
+      const outer = toFloat32(weight);
+      const merged = yield* step(
+        () => linearSync(outer, packed, this.op),
+        () => linear(outer, packed, this.op),
+      );
+      const d = this.c.hiddenSize;
+      const row = (i: number) => outer.data.subarray(i * d, (i + 1) * d);
+      const mergedBias = second.data.map((b, i) => b + dot(row(i), bias.data));
+      return { output: merged, bias: makeTensor('float32', mergedBias, [d]) };
+    } finally {
+      packed.dispose();
+    }
+  }
+
+  /** @param after name of a projection that follows the attention's own */
+  private *attention(name: string, after?: string): Steps<(AttentionWeights & { projection?: Dense })[]> {
     const qkv = yield* this.tensor(`${name}.qkv.weight`);
     const qkvBias = yield* this.optional(`${name}.qkv.bias`);
-    const output = yield* this.tensor(`${name}.output.weight`);
-    const outputBias = yield* this.floats(`${name}.output.bias`);
+    let output = yield* this.tensor(`${name}.output.weight`);
+    let outputBias = yield* this.floats(`${name}.output.bias`);
+    let projection: Dense | undefined;
+    if (after !== undefined) {
+      const p = yield* this.projected(output, outputBias, after);
+      [output, outputBias, projection] = [p.output, p.bias, p.projection];
+    }
     const { heads, attention } = this.c;
     const parts = attention === 'factorized-dot-product' ? [heads / 2, heads / 2] : [heads];
-    const all: AttentionWeights[] = [];
+    const all: (AttentionWeights & { projection?: Dense })[] = [];
     for (const [i, count] of parts.entries()) {
-      all.push(yield* this.heads(qkv, qkvBias, output, outputBias, i * count, count));
+      const weights = yield* this.heads(qkv, qkvBias, output, outputBias, i * count, count);
+      all.push({ ...weights, projection });
     }
     return all;
   }
@@ -204,8 +247,8 @@ export class WeightPacker {
     const time: AttentionStep[] = [];
     if (kind === 'factorized-self-attention' || kind === 'divided-space-time') {
       const norm = yield* this.norm(`${p}.timeNorm`);
-      const [weights] = yield* this.attention(`${p}.timeAttention`);
-      const projection = kind === 'divided-space-time' ? yield* this.dense(`${p}.timeProjection`) : undefined;
+      const after = kind === 'divided-space-time' ? `${p}.timeProjection` : undefined;
+      const [{ projection, ...weights }] = yield* this.attention(`${p}.timeAttention`, after);
       const gate = timeGate ? (yield* this.floats(`${p}.timeGate`)).data[0] : undefined;
       time.push({ kind: 'attention', axis: 'time', norm, weights, projection, gate });
     }

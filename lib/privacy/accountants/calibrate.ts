@@ -15,6 +15,8 @@ export interface CalibrateOptions extends AccountantOptions {
   delta: number;
   sampleRate: number;
   steps: number;
+  /** τ of truncated batches; see `PrivacyPhase`. Default 0. */
+  overflowProbability?: number;
   /** How far below the target the ε of the result may be. Default: a thousandth of the target. */
   tolerance?: number;
 }
@@ -34,15 +36,15 @@ export function calibrateNoiseMultiplier(options: CalibrateOptions): number {
   const accountant = checkAccountant(options.accountant);
   const target = checkBetween(options.epsilon, 'epsilon', 0, Infinity);
   checkDelta(options.delta);
-  checkPhase({ noiseMultiplier: 1, sampleRate: options.sampleRate, steps: options.steps });
-  if (options.sampleRate === 0) throw badOption('sampleRate', 0, 'greater than 0 to calibrate noise');
-  if (options.steps === 0) throw badOption('steps', 0, 'greater than 0 to calibrate noise');
+  const { delta, sampleRate, steps, overflowProbability, orders, epsilonError, deltaError } = options;
+  checkPhase({ noiseMultiplier: 1, sampleRate, steps, overflowProbability });
+  if (sampleRate === 0) throw badOption('sampleRate', 0, 'greater than 0 to calibrate noise');
+  if (steps === 0) throw badOption('steps', 0, 'greater than 0 to calibrate noise');
   const tolerance =
     options.tolerance === undefined
       ? 1e-3 * target
       : checkBetween(options.tolerance, 'tolerance', 0, Infinity);
 
-  const { delta, sampleRate, steps, orders, epsilonError, deltaError } = options;
   const epsilonOf = (noiseMultiplier: number): number =>
     computeEpsilon({
       accountant,
@@ -50,6 +52,7 @@ export function calibrateNoiseMultiplier(options: CalibrateOptions): number {
       noiseMultiplier,
       sampleRate,
       steps,
+      overflowProbability,
       orders,
       epsilonError,
       deltaError,
@@ -88,7 +91,7 @@ function search(
       throw badOption(
         'epsilon',
         target,
-        `reachable with a noise multiplier of at most ${LARGEST_SIGMA} (a small target needs larger orders or a smaller epsilonError)`,
+        `reachable with a noise multiplier of at most ${LARGEST_SIGMA} (a small target needs larger orders or a smaller epsilonError; truncated batches take a part of delta)`,
       );
     }
     low = high;

@@ -10,6 +10,7 @@ import {
 } from './options.ts';
 import { type PrvOptions, prvDelta, prvEpsilon } from './prv.ts';
 import { checkOrders, composedRdp, rdpToDelta, rdpToEpsilon } from './rdp.ts';
+import { overflowOf, truncatedEpsilon, truncationDelta } from './truncated.ts';
 
 /** What both directions of the question take. */
 export interface AccountantOptions extends PrvOptions {
@@ -30,9 +31,9 @@ export type DeltaOptions = Composition & AccountantOptions & { epsilon: number }
 export interface EpsilonResult {
   /** The guarantee (of `'gdp'`: the approximation): `upper` of the PRV accountant, so never too small. */
   epsilon: number;
-  /** PRV only: the exact ε is not below this. */
+  /** PRV of Poisson batches only: the exact ε is not below this. */
   lower?: number;
-  /** PRV only: the most likely value; not a guarantee. */
+  /** PRV of Poisson batches only: the most likely value; not a guarantee. */
   estimate?: number;
   /** PRV only: the exact ε is not above this; equal to `epsilon`. */
   upper?: number;
@@ -52,9 +53,10 @@ export interface DeltaResult {
 /**
  * ε at which DP-SGD (Poisson sampling, one example added or removed) is (ε, δ)-differentially private.
  *
- * @param options `accountant`, `delta`, and either `noiseMultiplier` (σ), `sampleRate` (q) and `steps`, or
- *   `phases`, a list of such triples run one after another
- * @returns `epsilon` is the number to report: a proven upper bound for `'rdp'` and `'prv'`
+ * @param options `accountant`, `delta`, and either `noiseMultiplier` (σ), `sampleRate` (q), `steps` and, for truncated
+ *   batches, `overflowProbability` (τ), or `phases`, a list of such runs one after another
+ * @returns `epsilon` is the number to report: a proven upper bound for `'rdp'` and `'prv'`; infinite where truncation
+ *   takes all of `delta`
  * @throws HeddleError `ERR_OPTION` naming the option that is out of range
  */
 export function computeEpsilon(options: EpsilonOptions): EpsilonResult {
@@ -63,14 +65,24 @@ export function computeEpsilon(options: EpsilonOptions): EpsilonResult {
   const delta = checkDelta(options.delta);
   const orders = checkOrders(options.orders);
   const phases = collectPhases(options);
-  if (accountant === 'gdp') return { epsilon: gaussianEpsilon(gdpMu(phases), delta) };
+  const overflow = overflowOf(phases);
+  if (accountant === 'gdp') {
+    const mu = gdpMu(phases);
+    return truncatedEpsilon((d) => ({ epsilon: gaussianEpsilon(mu, d) }), delta, overflow);
+  }
   if (accountant === 'rdp') {
     if (phases.length === 0) return { epsilon: 0, order: Number.NaN };
-    return rdpToEpsilon(orders, composedRdp(phases, orders), delta);
+    const rdp = composedRdp(phases, orders);
+    return truncatedEpsilon((d) => rdpToEpsilon(orders, rdp, d), delta, overflow);
   }
   if (phases.length === 0) return { epsilon: 0, lower: 0, estimate: 0, upper: 0 };
-  const bounds = prvEpsilon(phases, delta, options);
-  return { epsilon: bounds.upper, ...bounds };
+  const poisson = (d: number) => {
+    const bounds = prvEpsilon(phases, d, options);
+    return { epsilon: bounds.upper, ...bounds };
+  };
+  if (overflow === 0) return poisson(delta);
+  const { epsilon } = truncatedEpsilon(poisson, delta, overflow);
+  return { epsilon, upper: epsilon };
 }
 
 /**
@@ -86,12 +98,16 @@ export function computeDelta(options: DeltaOptions): DeltaResult {
   }
   const orders = checkOrders(options.orders);
   const phases = collectPhases(options);
-  if (accountant === 'gdp') return { delta: gaussianDelta(epsilon, gdpMu(phases)) };
+  const truncation = truncationDelta(epsilon, overflowOf(phases));
+  const total = (delta: number) => Math.min(1, delta + truncation);
+  if (accountant === 'gdp') return { delta: total(gaussianDelta(epsilon, gdpMu(phases))) };
   if (accountant === 'rdp') {
     if (phases.length === 0) return { delta: 0, order: Number.NaN };
-    return rdpToDelta(orders, composedRdp(phases, orders), epsilon);
+    const { delta, order } = rdpToDelta(orders, composedRdp(phases, orders), epsilon);
+    return { delta: total(delta), order };
   }
   if (phases.length === 0) return { delta: 0, lower: 0, estimate: 0, upper: 0 };
   const bounds = prvDelta(phases, epsilon, options);
-  return { delta: bounds.upper, ...bounds };
+  const delta = total(bounds.upper);
+  return truncation === 0 ? { delta, ...bounds } : { delta, upper: delta };
 }

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { HeddleError } from '../../errors.ts';
 import { type AccountantOptions, computeEpsilon, type EpsilonResult } from './epsilon.ts';
-import { checkOptionsObject, checkPhase, type PrivacyPhase, show } from './options.ts';
+import { checkOptionsObject, checkPhase, type PrivacyPhase, sameMechanism, show } from './options.ts';
 
 const FORMAT = 'heddle.privacy.ledger';
 const VERSION = 1;
@@ -17,8 +17,8 @@ export interface SavedLedger {
 
 /**
  * What a training run has spent, step by step. Entries can be added and never changed or removed; consecutive
- * entries of the same noise multiplier and sampling rate are merged. Save it with every checkpoint, in the
- * same file or before the parameters it accounts for, and a resumed run cannot forget what it spent.
+ * entries that differ in steps alone are merged. Save it with every checkpoint, in the same file or before the
+ * parameters it accounts for, and a resumed run cannot forget what it spent.
  *
  * ```js
  * const ledger = new PrivacyLedger();
@@ -36,11 +36,7 @@ export class PrivacyLedger {
     const checked = checkPhase({ ...phase, steps: phase.steps ?? 1 });
     if (checked.steps === 0) return this;
     const last = this.#phases.at(-1);
-    if (
-      last !== undefined &&
-      last.noiseMultiplier === checked.noiseMultiplier &&
-      last.sampleRate === checked.sampleRate
-    ) {
+    if (last !== undefined && sameMechanism(last, checked)) {
       const steps = last.steps + checked.steps;
       if (!Number.isSafeInteger(steps)) {
         throw new HeddleError('ERR_OPTION', `steps: ${last.steps} + ${checked.steps} is too large to count`);
@@ -74,9 +70,7 @@ export class PrivacyLedger {
     const mine = this.#phases;
     const theirs = earlier.#phases;
     return theirs.every((phase, i) => {
-      const same =
-        mine[i]?.noiseMultiplier === phase.noiseMultiplier && mine[i].sampleRate === phase.sampleRate;
-      if (!same) return false;
+      if (mine[i] === undefined || !sameMechanism(mine[i], phase)) return false;
       return i === theirs.length - 1 ? mine[i].steps >= phase.steps : mine[i].steps === phase.steps;
     });
   }
@@ -128,7 +122,10 @@ export class PrivacyLedger {
 
 /** Numbers are written as JavaScript writes them: the shortest text that reads back as the same float64. */
 function checksum(phases: readonly PrivacyPhase[]): string {
-  const rows = phases.map((p) => [p.noiseMultiplier, p.sampleRate, p.steps]);
+  const rows = phases.map((p) => {
+    const numbers = [p.noiseMultiplier, p.sampleRate, p.steps];
+    return p.overflowProbability === undefined ? numbers : [...numbers, p.overflowProbability];
+  });
   return createHash('sha256')
     .update(JSON.stringify([FORMAT, VERSION, rows]))
     .digest('hex');

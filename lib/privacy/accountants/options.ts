@@ -8,6 +8,11 @@ export interface PrivacyPhase {
   sampleRate: number;
   /** Number of steps, empty batches included. */
   steps: number;
+  /**
+   * τ: probability that one step's batch was not the Poisson batch, of a `TruncatedPoissonSampler`. It costs
+   * (1 + e^ε)·steps·τ of δ. Default 0.
+   */
+  overflowProbability?: number;
 }
 
 /** Either one phase, spelled out, or a list of phases run one after another. */
@@ -19,6 +24,7 @@ export interface ComposedPhases {
   noiseMultiplier?: undefined;
   sampleRate?: undefined;
   steps?: undefined;
+  overflowProbability?: undefined;
 }
 
 /** Which accountant computes the guarantee; see `computeEpsilon`. */
@@ -73,9 +79,9 @@ export function checkOptionsObject(options: unknown, name: string): void {
   }
 }
 
-/** Checks one phase and returns a copy with its three numbers and nothing else. */
+/** Checks one phase and returns a copy with its numbers and nothing else; τ only where it is not 0. */
 export function checkPhase(phase: PrivacyPhase, prefix = ''): PrivacyPhase {
-  const { noiseMultiplier, sampleRate, steps } = phase;
+  const { noiseMultiplier, sampleRate, steps, overflowProbability = 0 } = phase;
   checkBetween(noiseMultiplier, `${prefix}noiseMultiplier`, 0, Infinity);
   if (typeof sampleRate !== 'number' || !(sampleRate >= 0 && sampleRate <= 1)) {
     throw badOption(`${prefix}sampleRate`, sampleRate, 'a number from 0 to 1');
@@ -83,7 +89,20 @@ export function checkPhase(phase: PrivacyPhase, prefix = ''): PrivacyPhase {
   if (!Number.isSafeInteger(steps) || steps < 0) {
     throw badOption(`${prefix}steps`, steps, 'a non-negative integer');
   }
-  return { noiseMultiplier, sampleRate, steps };
+  if (typeof overflowProbability !== 'number' || !(overflowProbability >= 0 && overflowProbability <= 1)) {
+    throw badOption(`${prefix}overflowProbability`, overflowProbability, 'a number from 0 to 1');
+  }
+  const checked = { noiseMultiplier, sampleRate, steps };
+  return overflowProbability === 0 ? checked : { ...checked, overflowProbability };
+}
+
+/** Whether steps of both are steps of one mechanism, so that their numbers add up. */
+export function sameMechanism(a: PrivacyPhase, b: PrivacyPhase): boolean {
+  return (
+    a.noiseMultiplier === b.noiseMultiplier &&
+    a.sampleRate === b.sampleRate &&
+    a.overflowProbability === b.overflowProbability
+  );
 }
 
 /**
@@ -95,7 +114,7 @@ export function collectPhases(composition: Composition): PrivacyPhase[] {
   if (composition.phases !== undefined) {
     const { phases } = composition;
     if (!Array.isArray(phases)) throw badOption('phases', phases, 'an array of phases');
-    for (const name of ['noiseMultiplier', 'sampleRate', 'steps'] as const) {
+    for (const name of ['noiseMultiplier', 'sampleRate', 'steps', 'overflowProbability'] as const) {
       if (composition[name] !== undefined) {
         throw badOption(name, composition[name], 'left out where phases is given');
       }
@@ -110,9 +129,7 @@ export function collectPhases(composition: Composition): PrivacyPhase[] {
   const collected: PrivacyPhase[] = [];
   for (const phase of checked) {
     if (phase.steps === 0 || phase.sampleRate === 0) continue;
-    const same = collected.find(
-      (c) => c.noiseMultiplier === phase.noiseMultiplier && c.sampleRate === phase.sampleRate,
-    );
+    const same = collected.find((c) => sameMechanism(c, phase));
     if (same === undefined) collected.push(phase);
     else same.steps += phase.steps;
   }

@@ -1,7 +1,8 @@
 import { type AttentionArguments, N } from '../../attention/layout.ts';
 import { readFloat, writeFloat } from '../../dtype.ts';
 import type { TypedArray } from '../../tensor.ts';
-import { dot, isVisible, logitOf, readHead, readVector, sequencesOf } from './logits.ts';
+import { dot } from '../gemm/linear.ts';
+import { isVisible, logitOf, readHead, readVector, sequencesOf } from './logits.ts';
 
 /** See native/attention/attention_backward.h for the definition; this is the same function in float64. */
 export function attentionBackwardReference(

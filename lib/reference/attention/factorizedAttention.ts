@@ -1,6 +1,7 @@
 import { F, FACTORIZED_ARGUMENTS, type FactorizedArguments } from '../../attention/factorizedLayout.ts';
 import { writeFloat } from '../../dtype.ts';
 import type { TypedArray } from '../../tensor.ts';
+import { dot } from '../gemm/linear.ts';
 import {
   axisSequences,
   lseAt,
@@ -10,7 +11,6 @@ import {
   readValue,
   vectorAt,
 } from './factorizedRows.ts';
-import { dot } from './logits.ts';
 
 /** See native/attention/factorized_attention.h for the definition; this is the same function in float64. */
 export function factorizedAttentionReference(

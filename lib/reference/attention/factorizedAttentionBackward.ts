@@ -1,6 +1,7 @@
 import { F, FACTORIZED_ARGUMENTS, type FactorizedArguments } from '../../attention/factorizedLayout.ts';
 import { readFloat, writeFloat } from '../../dtype.ts';
 import type { TypedArray } from '../../tensor.ts';
+import { dot } from '../gemm/linear.ts';
 import {
   axisSequences,
   lseAt,
@@ -14,7 +15,6 @@ import {
   readValue,
   vectorAt,
 } from './factorizedRows.ts';
-import { dot } from './logits.ts';
 
 type Tail = [
   upstream: TypedArray,

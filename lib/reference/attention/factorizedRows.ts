@@ -1,6 +1,7 @@
 import { F, type FactorizedArguments } from '../../attention/factorizedLayout.ts';
 import { readFloat } from '../../dtype.ts';
 import type { TypedArray } from '../../tensor.ts';
+import { capped } from './logits.ts';
 
 /** A place of a sequence: a token, or the class token. */
 export interface Place {
@@ -166,13 +167,7 @@ export function placeLogit(
   product: number,
 ): { logit: number; slope: number } {
   const n = args[0];
-  let logit = n[F.scale] * product;
-  let slope = 1;
-  if (n[F.softcap] > 0) {
-    const t = Math.tanh(logit / n[F.softcap]);
-    logit = n[F.softcap] * t;
-    slope = 1 - t * t;
-  }
+  let { logit, slope } = capped(n[F.scale] * product, n[F.softcap]);
   const bias = args[8];
   if (bias !== null) logit += readFloat(bias, args[9], pairAt(n, F.biasStrides, s, h, i, j));
   const alibi = args[10];

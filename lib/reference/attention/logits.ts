@@ -85,6 +85,13 @@ export function isVisible(args: AttentionArguments, s: Sequence, h: number, i: n
   return seen;
 }
 
+/** A scaled product under the cap (0: none), and the derivative by it. */
+export function capped(scaled: number, softcap: number): { logit: number; slope: number } {
+  if (softcap === 0) return { logit: scaled, slope: 1 };
+  const t = Math.tanh(scaled / softcap);
+  return { logit: softcap * t, slope: 1 - t * t };
+}
+
 /** Logit of a visible pair from its product, and the derivative of the logit by the scaled product. */
 export function logitOf(
   args: AttentionArguments,
@@ -97,13 +104,7 @@ export function logitOf(
   const n = args[0];
   const bias = args[5];
   const alibi = args[7];
-  let logit = n[N.scale] * product;
-  let slope = 1;
-  if (n[N.softcap] > 0) {
-    const t = Math.tanh(logit / n[N.softcap]);
-    logit = n[N.softcap] * t;
-    slope = 1 - t * t;
-  }
+  let { logit, slope } = capped(n[N.scale] * product, n[N.softcap]);
   if (bias !== null) {
     const row =
       s.batch * n[N.biasStrides] + h * n[N.biasStrides + 1] + (s.queryBegin + i) * n[N.biasStrides + 2];
@@ -114,8 +115,3 @@ export function logitOf(
 }
 
 /** Sum of products of two vectors. */
-export function dot(a: Float64Array, b: Float64Array): number {
-  let sum = 0;
-  for (let d = 0; d < a.length; d++) sum += a[d] * b[d];
-  return sum;
-}

@@ -2,6 +2,7 @@ import { readFloat, writeFloat } from '../../dtype.ts';
 import type { TypedArray } from '../../tensor.ts';
 import { dot, type ReferenceMatrix } from '../gemm/linear.ts';
 import { quantizedActivations } from '../gemm/quantize.ts';
+import { writeRowsReference } from '../nn/fusedLinear.ts';
 
 /** See native/attention/patch_embed.h for the definition; this is the same function in float64. */
 export function patchEmbedReference(
@@ -16,6 +17,11 @@ export function patchEmbedReference(
   bias: Float32Array | null,
   out: TypedArray,
   outType: number,
+  add0: Float32Array | null,
+  addIndex0: Int32Array | null,
+  add1: Float32Array | null,
+  addIndex1: Int32Array | null,
+  to: Int32Array | null,
 ): number {
   const [batch, channels, batchStride, channelStride] = numbers;
   const three = (from: number) => [numbers[from], numbers[from + 1], numbers[from + 2]];
@@ -48,12 +54,21 @@ export function patchEmbedReference(
       writeFloat(out, outType, row * weight.n + n, dot(weight.rows[n], a) + (bias === null ? 0 : bias[n]));
     }
   };
+  const result = out;
+  if (to !== null) out = new Float32Array(to.length * weight.n);
   for (let b = 0; b < batch; b++) {
     if (indices !== null && batchOffsets !== null) {
       for (let i = batchOffsets[b]; i < batchOffsets[b + 1]; i++) embed(b, indices[i], i);
     } else {
       for (let token = 0; token < tokens; token++) embed(b, token, b * outRows + outFirst + token);
     }
+  }
+  if (to !== null) {
+    const tables = [
+      [add0, addIndex0],
+      [add1, addIndex1],
+    ] as const;
+    writeRowsReference(out as Float32Array, to.length, weight.n, 1, tables, result as Float32Array, to);
   }
   return 0;
 }

@@ -19,7 +19,7 @@ export const ACTIVATIONS: readonly Activation[] = [
   'identity',
 ];
 
-const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
+export const sigmoid = (x: number): number => 1 / (1 + Math.exp(-x));
 
 /** erf to float64 accuracy: Taylor series for small x, continued fraction of erfc beyond. */
 export function erf(x: number): number {

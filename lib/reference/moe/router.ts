@@ -1,5 +1,6 @@
 import { readFloat } from '../../dtype.ts';
 import type { TypedArray } from '../../tensor.ts';
+import { sigmoid } from '../gemm/activation.ts';
 
 const SOFTMAX = 0;
 const SIGMOID = 1;
@@ -32,10 +33,6 @@ export function softmax(x: ArrayLike<number>): Float64Array {
   const e = values.map((v) => Math.exp(v - top));
   const sum = e.reduce((a, b) => a + b, 0);
   return e.map((v) => v / sum);
-}
-
-export function sigmoid(x: number): number {
-  return 1 / (1 + Math.exp(-x));
 }
 
 export function softplus(x: number): number {

@@ -1,6 +1,7 @@
 import { readFloat } from '../../dtype.ts';
 import type { TypedArray } from '../../tensor.ts';
-import { readRow, scores, sigmoid } from './router.ts';
+import { sigmoid } from '../gemm/activation.ts';
+import { readRow, scores } from './router.ts';
 
 const LOAD_BALANCING = 0;
 const Z = 1;

@@ -1,3 +1,4 @@
+import { product } from '../../tensor.ts';
 /**
  * What the privacy references take: a layer's inputs and output gradients, already checked and flattened.
  *
@@ -183,10 +184,6 @@ export function zeroGradients(layer: Layer): Gradients {
 }
 
 /** Product of a list of extents. */
-export function product(extents: readonly number[]): number {
-  return extents.reduce((a, b) => a * b, 1);
-}
-
 /** The positions of a sample that are not padding. */
 export function positionsOf(layer: Omit<Positions, 'samples'>, sample: number): number[] {
   const { positions, mask } = layer;

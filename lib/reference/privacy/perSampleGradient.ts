@@ -1,3 +1,4 @@
+import { product } from '../../tensor.ts';
 import {
   type ConvLayer,
   coordinates,
@@ -5,7 +6,6 @@ import {
   type Layer,
   type LinearLayer,
   positionsOf,
-  product,
   rowOf,
   zeroGradients,
 } from './layers.ts';

@@ -1,14 +1,9 @@
+import { dot } from '../gemm/linear.ts';
 import { type Layer, type LinearLayer, positionsOf, rowOf } from './layers.ts';
 import { adapterGradient, adapterInput, perSampleGradient, unfold } from './perSampleGradient.ts';
 
 /** How a norm is computed: from the gradient itself, or from Gram products of activations and gradients. */
 export type NormMethod = 'ghost' | 'instantiate';
-
-function dot(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  let sum = 0;
-  for (let j = 0; j < a.length; j++) sum += a[j] * b[j];
-  return sum;
-}
 
 /**
  * ‖g_i‖² of every sample's gradient of one layer, all parameters together. A sample with a NaN or an infinity

@@ -15,11 +15,15 @@ import {
   type LayerParameters,
 } from './block.ts';
 import { Linear } from './linear.ts';
+import { clearPadding, type Mask } from './mask.ts';
 
 const OPTIONS: ReadonlySet<string> = new Set(['causal', 'bias']);
 const PARTS = ['query', 'key', 'value', 'output'] as const;
 
-/** Multi-head self-attention on `[B, T, dim]`: linear layers query, key, value and output around exact attention. */
+/**
+ * Multi-head self-attention on `[B, T, dim]`: linear layers query, key, value and output around exact attention. Padding is
+ * seen by nobody; where a sequence is padding alone, attention gives 0.
+ */
 export class SelfAttention extends Block {
   readonly layers: Readonly<Record<string, LayerParameters>>;
   private readonly parts: Readonly<Record<(typeof PARTS)[number], Linear>>;
@@ -47,25 +51,30 @@ export class SelfAttention extends Block {
     return { range: 1 / Math.sqrt(this.dim) };
   }
 
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
     const { dim, heads, causal, parts } = this;
-    const x = checkInput(input, name, input.dims.length === 3 && input.dims[2] === dim, `[B, T, ${dim}]`);
+    const fits = input.dims.length === 3 && input.dims[2] === dim;
+    const x = clearPadding(checkInput(input, name, fits, `[B, T, ${dim}]`), mask);
     const split = [x.dims[0], x.dims[1], heads, dim / heads];
     const as = (t: Tensor, dims: readonly number[]) => makeTensor('float32', t.data as Float32Array, dims);
-    const q = yield* parts.query.run(x, `${name}query.`, options);
-    const k = yield* parts.key.run(x, `${name}key.`, options);
-    const v = yield* parts.value.run(x, `${name}value.`, options);
+    const q = yield* parts.query.run(x, `${name}query.`, options, mask);
+    const k = yield* parts.key.run(x, `${name}key.`, options, mask);
+    const v = yield* parts.value.run(x, `${name}value.`, options, mask);
     const qkv = [q, k, v].map((f) => as(f.output, split)) as [Tensor, Tensor, Tensor];
-    const how = { ...options, causal, returnLogSumExp: true };
+    // Nobody looks at padding; what it looks at itself gets no gradient from it, since its own is cleared.
+    const keys = mask === null ? {} : { mask: makeTensor('uint8', mask.data, [x.dims[0], 1, 1, x.dims[1]]) };
+    const how = { ...options, ...keys, causal, returnLogSumExp: true };
     const mixed = yield* step(
       () => attentionSync(...qkv, how),
       () => attention(...qkv, how),
     );
-    const out = yield* parts.output.run(as(mixed.output, x.dims), `${name}output.`, options);
+    const out = yield* parts.output.run(as(mixed.output, x.dims), `${name}output.`, options, mask);
     const backward: Backward = function* (g, recorder, wantInput) {
-      const inner = (yield* out.backward(g, recorder, true)) as Tensor<'float32'>;
+      const through = (yield* out.backward(g, recorder, true)) as Tensor<'float32'>;
+      const inner = clearPadding(through, mask);
       const kept = {
         ...recorder.options,
+        ...keys,
         causal,
         output: mixed.output,
         logSumExp: mixed.logSumExp as Tensor,
@@ -86,6 +95,6 @@ export class SelfAttention extends Block {
       }
       return sum;
     };
-    return { output: out.output, backward };
+    return { output: out.output, mask, backward };
   }
 }

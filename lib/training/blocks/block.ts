@@ -4,8 +4,9 @@ import { HeddleError } from '../../errors.ts';
 import { type AsyncOpOptions, checkOptions, type OpOptions, optionInteger } from '../../op.ts';
 import { chacha20Blocks } from '../../privacy/chacha20.ts';
 import type { PrivateLayer } from '../../privacy/layer.ts';
-import { asTensor, type Tensor, type TensorLike } from '../../tensor.ts';
+import { asTensor, checkDims, type Tensor, type TensorLike } from '../../tensor.ts';
 import type { RunOptions } from '../ops/perform.ts';
+import { asMask, type Mask } from './mask.ts';
 
 /** Parameters of one layer, by PyTorch's names (`weight`, `bias`); float32, updated in place. */
 export type LayerParameters = Readonly<Record<string, Tensor<'float32'>>>;
@@ -32,31 +33,42 @@ export type Backward = (
 /** @internal */
 export interface Forward {
   output: Tensor<'float32'>;
+  /** Which positions of the output are tokens. */
+  mask: Mask;
   backward: Backward;
 }
 
+/** Options of {@link Block.forward}. */
+export interface ForwardOptions {
+  /**
+   * uint8 `[B, T]`, the dims of ids or the leading dims of activations: 0 marks padding. What stands there is not read,
+   * and changes no token's activation, no loss and no gradient.
+   */
+  mask?: TensorLike;
+}
+
 const RUN_OPTIONS: ReadonlySet<string> = new Set(['backend', 'threads', 'signal']);
+const FORWARD_OPTIONS: ReadonlySet<string> = new Set([...RUN_OPTIONS, 'mask']);
 
 /** One forward run of a network: its output, and the way back. */
 export class Pass {
+  /** At positions of padding its values mean nothing. */
   readonly output: Tensor<'float32'>;
+  /** What is left of the mask: for `crossEntropy`. Null where none was given, or where no positions are left. */
+  readonly mask: Tensor<'uint8'> | null;
   private way: Backward | null;
 
   /** @internal */
-  constructor({ output, backward }: Forward) {
+  constructor({ output, mask, backward }: Forward) {
     this.output = output;
+    this.mask = mask;
     this.way = backward;
   }
 
   private *run(gradOutput: TensorLike, options: RunOptions | undefined): Steps<Record<string, PrivateLayer>> {
     checkOptions(options, RUN_OPTIONS, 'backward');
     const g = asTensor(gradOutput, 'gradOutput', ['float32']);
-    if (g.dims.length !== this.output.dims.length || g.dims.some((d, i) => d !== this.output.dims[i])) {
-      throw new HeddleError(
-        'ERR_SHAPE',
-        `gradOutput: expected [${this.output.dims.join(', ')}] as the output, got [${g.dims.join(', ')}]`,
-      );
-    }
+    checkDims(g, this.output.dims, 'gradOutput', 'the output');
     if (this.way === null) throw new HeddleError('ERR_DISPOSED', 'backward has already run on this pass');
     const way = this.way;
     this.way = null;
@@ -68,7 +80,7 @@ export class Pass {
   /**
    * Walks back through the network, once: what each layer read, and the gradient of each sample's own loss with respect
    * to what it gave. Hand it to `PrivateOptimizer.accumulate`.
-   * @param gradOutput in the dims of the output, not averaged over samples
+   * @param gradOutput in the dims of the output, not averaged over samples; padding has no say
    */
   async backward(gradOutput: TensorLike, options?: AsyncOpOptions): Promise<Record<string, PrivateLayer>> {
     return runAsync(this.run(gradOutput, options));
@@ -86,7 +98,7 @@ export abstract class Block {
   abstract readonly layers: Readonly<Record<string, LayerParameters>>;
 
   /** @internal `name` is the block's prefix, empty or ending in a dot. */
-  abstract run(x: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward>;
+  abstract run(x: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward>;
 
   /** Range of the uniform initial values of a parameter, ±; or one number for all. @internal */
   initial(_layer: string, _parameter: string): { range: number } | { value: number } {
@@ -117,22 +129,25 @@ export abstract class Block {
     return this;
   }
 
-  private *pass(x: TensorLike, options: RunOptions | undefined): Steps<Pass> {
-    checkOptions(options, RUN_OPTIONS, 'forward');
+  private *pass(x: TensorLike, options: (ForwardOptions & RunOptions) | undefined): Steps<Pass> {
+    checkOptions(options, FORWARD_OPTIONS, 'forward');
+    const { mask: given, ...run } = options ?? {};
     const input = asTensor(x, 'x', ['float32', 'int32']) as BlockInput;
-    return new Pass(yield* this.run(input, '', options));
+    const ids = input.type === 'int32';
+    const mask = asMask(given, ids ? input.dims : input.dims.slice(0, -1), ids ? 'x' : 'x without its last');
+    return new Pass(yield* this.run(input, '', run, mask));
   }
 
   /**
    * Runs the network on a batch; the first dimension is the sample.
    * @throws HeddleError `ERR_ARGUMENT`, `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_BACKEND`, `ERR_ABORTED`, `ERR_MEMORY`
    */
-  async forward(x: TensorLike, options?: AsyncOpOptions): Promise<Pass> {
+  async forward(x: TensorLike, options?: ForwardOptions & AsyncOpOptions): Promise<Pass> {
     return runAsync(this.pass(x, options));
   }
 
   /** {@link forward} on the calling thread. */
-  forwardSync(x: TensorLike, options?: OpOptions): Pass {
+  forwardSync(x: TensorLike, options?: ForwardOptions & OpOptions): Pass {
     return runSync(this.pass(x, options));
   }
 }

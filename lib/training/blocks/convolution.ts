@@ -1,13 +1,10 @@
 import type { Steps } from '../../checkpoint/steps.ts';
 import { HeddleError } from '../../errors.ts';
 import { checkOptions, optionInteger } from '../../op.ts';
-import {
-  type ConvolutionShape,
-  convolution,
-  convolutionInputGradient,
-  outputSize,
-} from '../ops/convolution.ts';
-import { product, type RunOptions, zeros } from '../ops/perform.ts';
+import { MAX_EXTENT, outputSize, perAxis } from '../../privacy/convGeometry.ts';
+import { product } from '../../tensor.ts';
+import { type ConvolutionShape, convolution, convolutionInputGradient } from '../ops/convolution.ts';
+import { type RunOptions, zeros } from '../ops/perform.ts';
 import { type PoolingShape, pooling, poolingBackward } from '../ops/pooling.ts';
 import {
   anySeed,
@@ -19,19 +16,10 @@ import {
   type LayerParameters,
 } from './block.ts';
 import { layerName } from './linear.ts';
+import { type Mask, refuseMask } from './mask.ts';
 
 /** One number for all axes, or one per axis. */
 type PerAxis = number | readonly number[];
-const MAX_EXTENT = 2 ** 20;
-
-function perAxis(value: PerAxis, axes: number, min: number, name: string): number[] {
-  const list = Array.isArray(value) ? value : new Array(axes).fill(value);
-  if (list.length !== axes) {
-    throw new HeddleError('ERR_OPTION', `${name} must be one number or ${axes}, got [${list.join(', ')}]`);
-  }
-  return list.map((v) => optionInteger(v, min, MAX_EXTENT, name));
-}
-
 /** Checks `[B, channels, …]` and gives the output's places along each axis. */
 function places(
   x: BlockInput,
@@ -109,7 +97,8 @@ abstract class Conv extends Block {
     return { range: 1 / Math.sqrt((this.inChannels / this.groups) * product(this.kernel)) };
   }
 
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
+    refuseMask(mask, name, `Conv${this.axes}d`);
     const { inChannels, outChannels, groups, kernel, stride, padding, dilation, bias } = this;
     const outSize = places(input, name, inChannels, this);
     const x = checkInput(input, name, true, '');
@@ -123,7 +112,7 @@ abstract class Conv extends Block {
       recorder.layers[layerName(name)] = { kind, input: x, gradOutputs, ...geometry, bias };
       return wantInput ? yield* convolutionInputGradient(gradOutputs, weight, shape, recorder.options) : null;
     };
-    return { output, backward };
+    return { output, mask: null, backward };
   }
 }
 
@@ -177,7 +166,8 @@ abstract class Pool extends Block {
     });
   }
 
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
+    refuseMask(mask, name, 'pooling');
     const { average, kernel, stride, padding } = this;
     const outSize = places(input, name, null, this);
     const x = checkInput(input, name, true, '');
@@ -195,7 +185,7 @@ abstract class Pool extends Block {
     const backward: Backward = function* (g, recorder) {
       return yield* poolingBackward(g, index, shape, recorder.options);
     };
-    return { output, backward };
+    return { output, mask: null, backward };
   }
 }
 

@@ -2,6 +2,7 @@ import { type Steps, step } from '../../checkpoint/steps.ts';
 import { HeddleError } from '../../errors.ts';
 import { linear, linearSync, packMatrix, packMatrixSync } from '../../gemm/linear.ts';
 import { checkOptions, optionInteger } from '../../op.ts';
+import type { EmbeddingLayer } from '../../privacy/layer.ts';
 import { makeTensor, type Tensor } from '../../tensor.ts';
 import type { RunOptions } from '../ops/perform.ts';
 import { zeros } from '../ops/perform.ts';
@@ -15,6 +16,7 @@ import {
   here,
   type LayerParameters,
 } from './block.ts';
+import type { Mask } from './mask.ts';
 
 const BIAS: ReadonlySet<string> = new Set(['bias']);
 
@@ -66,19 +68,33 @@ export class Linear extends Block {
     return { range: 1 / Math.sqrt(this.inputs) };
   }
 
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
     const { inputs, bias } = this;
     const fits = input.dims.length >= 2 && input.dims[input.dims.length - 1] === inputs;
     const x = checkInput(input, name, fits, `[B, …, ${inputs}]`);
     const { weight, bias: b } = this.layers[''];
     const output = yield* product(x, weight, b ?? null, false, options);
     const backward: Backward = function* (g, recorder, wantInput) {
-      recorder.layers[layerName(name)] = { kind: 'linear', activations: x, gradOutputs: g, bias };
+      recorder.layers[layerName(name)] = {
+        kind: 'linear',
+        activations: x,
+        gradOutputs: g,
+        bias,
+        mask: mask ?? undefined,
+      };
       return wantInput ? yield* product(g, weight, null, true, recorder.options) : null;
     };
-    return { output, backward };
+    return { output, mask, backward };
   }
 }
+
+/** What clipping needs of a table: which rows were read, and what came back to them. */
+const rowsRead = (
+  indices: Tensor<'int32'>,
+  gradOutputs: Tensor<'float32'>,
+  numEmbeddings: number,
+  mask: Mask,
+): EmbeddingLayer => ({ kind: 'embedding', indices, gradOutputs, numEmbeddings, mask: mask ?? undefined });
 
 /** A table of vectors, of which every id reads one row: `[B, …]` int32 → `[B, …, dim]`. */
 export class Embedding extends Block {
@@ -99,17 +115,18 @@ export class Embedding extends Block {
     return { range: Math.sqrt(3) };
   }
 
-  run(ids: BlockInput, name: string): Steps<Forward> {
-    return here(() => this.lookUp(ids, name));
+  run(ids: BlockInput, name: string, _: RunOptions | undefined, mask: Mask): Steps<Forward> {
+    return here(() => this.lookUp(ids, name, mask));
   }
 
-  private lookUp(ids: BlockInput, name: string): Forward {
+  private lookUp(ids: BlockInput, name: string, mask: Mask): Forward {
     if (ids.type !== 'int32') throw new HeddleError('ERR_DTYPE', `ids: expected int32, got ${ids.type}`);
     if (ids.dims.length < 1) throw new HeddleError('ERR_SHAPE', 'ids: expected [B, …], got []');
     const { numEmbeddings, dim } = this;
     const output = zeros([...ids.dims, dim]);
     const table = this.layers[''].weight.data;
     for (let i = 0; i < ids.size; i++) {
+      if (mask?.data[i] === 0) continue;
       const id = ids.data[i];
       if (!(id >= 0 && id < numEmbeddings)) {
         throw new HeddleError('ERR_VALUE', `ids: element ${i} is ${id}: expected 0 to ${numEmbeddings - 1}`);
@@ -118,14 +135,17 @@ export class Embedding extends Block {
     }
     const backward: Backward = (gradOutputs, recorder) =>
       here(() => {
-        recorder.layers[layerName(name)] = { kind: 'embedding', indices: ids, gradOutputs, numEmbeddings };
+        recorder.layers[layerName(name)] = rowsRead(ids, gradOutputs, numEmbeddings, mask);
         return null;
       });
-    return { output, backward };
+    return { output, mask, backward };
   }
 }
 
-/** Adds a learned vector to each position: `x[b, t] + W[t]`, for x `[B, T, dim]` with T at most `length`. */
+/**
+ * Adds a learned vector to each position: `x[b, t] + W[t]`, for x `[B, T, dim]` with T at most `length`. Positions count
+ * tokens: padding, wherever it stands, has none.
+ */
 export class PositionEmbedding extends Block {
   readonly layers: Readonly<Record<string, LayerParameters>>;
 
@@ -144,26 +164,32 @@ export class PositionEmbedding extends Block {
     return { range: 0.02 };
   }
 
-  run(input: BlockInput, name: string): Steps<Forward> {
-    return here(() => this.add(input, name));
+  run(input: BlockInput, name: string, _: RunOptions | undefined, mask: Mask): Steps<Forward> {
+    return here(() => this.add(input, name, mask));
   }
 
-  private add(input: BlockInput, name: string): Forward {
+  private add(input: BlockInput, name: string, mask: Mask): Forward {
     const { length, dim } = this;
     const fits = input.dims.length === 3 && input.dims[1] <= length && input.dims[2] === dim;
     const x = checkInput(input, name, fits, `[B, at most ${length}, ${dim}]`);
     const [batch, positions] = x.dims;
     const table = this.layers[''].weight.data;
+    const ids = new Int32Array(batch * positions);
+    for (let b = 0; b < batch; b++) {
+      let next = 0;
+      for (let i = b * positions; i < (b + 1) * positions; i++) if (mask?.data[i] !== 0) ids[i] = next++;
+    }
     const output = zeros(x.dims);
-    for (let i = 0; i < x.size; i++) output.data[i] = x.data[i] + table[i % (positions * dim)];
-    const ids = Int32Array.from({ length: batch * positions }, (_, i) => i % positions);
+    for (let i = 0; i < x.size; i++) {
+      output.data[i] = x.data[i] + table[ids[Math.floor(i / dim)] * dim + (i % dim)];
+    }
     const indices = makeTensor('int32', ids, [batch, positions]);
     const backward: Backward = (gradOutputs, recorder, wantInput) =>
       here(() => {
-        recorder.layers[layerName(name)] = { kind: 'embedding', indices, gradOutputs, numEmbeddings: length };
+        recorder.layers[layerName(name)] = rowsRead(indices, gradOutputs, length, mask);
         return wantInput ? gradOutputs : null;
       });
-    return { output, backward };
+    return { output, mask, backward };
   }
 }
 

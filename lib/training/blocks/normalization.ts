@@ -8,9 +8,9 @@ import {
   rmsNormBackwardSync,
 } from '../../nn/normBackward.ts';
 import { checkOptions, optionInteger, optionNumber } from '../../op.ts';
-import type { Tensor } from '../../tensor.ts';
+import { product, type Tensor } from '../../tensor.ts';
 import { type GroupNormShape, groupNorm, groupNormBackward } from '../ops/groupNorm.ts';
-import { product, type RunOptions, zeros } from '../ops/perform.ts';
+import { type RunOptions, zeros } from '../ops/perform.ts';
 import {
   type Backward,
   Block,
@@ -20,6 +20,7 @@ import {
   type LayerParameters,
 } from './block.ts';
 import { layerName } from './linear.ts';
+import { type Mask, refuseMask } from './mask.ts';
 
 abstract class Norm extends Block {
   readonly layers: Readonly<Record<string, LayerParameters>>;
@@ -55,7 +56,7 @@ export class LayerNorm extends Norm {
     super(dim, options?.bias !== false, options?.epsilon ?? 1e-5, 'dim');
   }
 
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
     const { width, epsilon } = this;
     const x = checkLast(input, name, width);
     const { weight, bias } = this.layers[''];
@@ -73,6 +74,7 @@ export class LayerNorm extends Norm {
         normalized,
         gradOutputs: g,
         bias: bias !== undefined,
+        mask: mask ?? undefined,
       };
       if (!wantInput) return null;
       const kept = { ...recorder.options, weight, epsilon, mean, rstd };
@@ -82,7 +84,7 @@ export class LayerNorm extends Norm {
       );
       return gradients.x as Tensor<'float32'>;
     };
-    return { output: output as Tensor<'float32'>, backward };
+    return { output: output as Tensor<'float32'>, mask, backward };
   }
 }
 
@@ -94,7 +96,7 @@ export class RmsNorm extends Norm {
     super(dim, false, options?.epsilon ?? 1e-6, 'dim');
   }
 
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
     const { width, epsilon } = this;
     const x = checkLast(input, name, width);
     const { weight } = this.layers[''];
@@ -107,7 +109,12 @@ export class RmsNorm extends Norm {
     const { output, rstd } = yield* norm({ weight, returnStatistics: true }, options);
     const backward: Backward = function* (g, recorder, wantInput) {
       const { output: normalized } = yield* norm({}, recorder.options);
-      recorder.layers[layerName(name)] = { kind: 'rms-norm', normalized, gradOutputs: g };
+      recorder.layers[layerName(name)] = {
+        kind: 'rms-norm',
+        normalized,
+        gradOutputs: g,
+        mask: mask ?? undefined,
+      };
       if (!wantInput) return null;
       const kept = { ...recorder.options, weight, epsilon, rstd };
       const gradients = yield* step(
@@ -116,7 +123,7 @@ export class RmsNorm extends Norm {
       );
       return gradients.x as Tensor<'float32'>;
     };
-    return { output: output as Tensor<'float32'>, backward };
+    return { output: output as Tensor<'float32'>, mask, backward };
   }
 }
 
@@ -141,7 +148,8 @@ export class GroupNorm extends Norm {
     }
   }
 
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
+    refuseMask(mask, name, 'GroupNorm');
     const { width: channels, groups, epsilon } = this;
     const fits = input.dims.length >= 2 && input.dims[1] === channels;
     const x = checkInput(input, name, fits, `[B, ${channels}, …]`);
@@ -159,6 +167,6 @@ export class GroupNorm extends Norm {
       };
       return wantInput ? yield* groupNormBackward(gradOutputs, weight, kept, shape, recorder.options) : null;
     };
-    return { output: kept.output, backward };
+    return { output: kept.output, mask: null, backward };
   }
 }

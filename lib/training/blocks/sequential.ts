@@ -10,6 +10,7 @@ import {
   type Forward,
   type LayerParameters,
 } from './block.ts';
+import type { Mask } from './mask.ts';
 
 /**
  * Blocks one after another. A list names its layers '0', '1', …, as PyTorch does; an object by its keys; nested ones
@@ -46,13 +47,15 @@ export class Sequential extends Block {
     return this.blocks[name].initial(rest.join('.'), parameter);
   }
 
-  *run(x: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(x: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
     const ways: { way: Backward; trains: boolean }[] = [];
     let at = x;
+    let left = mask;
     for (const [key, block] of Object.entries(this.blocks)) {
-      const { output, backward }: Forward = yield* block.run(at, `${name}${key}.`, options);
-      ways.push({ way: backward, trains: Object.keys(block.layers).length > 0 });
-      at = output;
+      const next: Forward = yield* block.run(at, `${name}${key}.`, options, left);
+      ways.push({ way: next.backward, trains: Object.keys(block.layers).length > 0 });
+      at = next.output;
+      left = next.mask;
     }
     const output = checkInput(at, name, true, '');
     const backward: Backward = function* (gradOutput, recorder, wantInput) {
@@ -64,7 +67,7 @@ export class Sequential extends Block {
       }
       return wantInput ? g : null;
     };
-    return { output, backward };
+    return { output, mask: left, backward };
   }
 }
 
@@ -82,9 +85,9 @@ export class Residual extends Block {
     return this.block.initial(layer, parameter);
   }
 
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
     const x = checkInput(input, name, true, '');
-    const { output: inner, backward: way } = yield* this.block.run(x, name, options);
+    const { output: inner, backward: way } = yield* this.block.run(x, name, options, mask);
     checkInput(
       inner,
       name,
@@ -96,7 +99,7 @@ export class Residual extends Block {
       const through = yield* way(g, recorder, wantInput);
       return through === null ? null : yield* add(g, through, recorder.options);
     };
-    return { output, backward };
+    return { output, mask, backward };
   }
 }
 

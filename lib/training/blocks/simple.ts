@@ -1,10 +1,11 @@
 import { type Steps, step } from '../../checkpoint/steps.ts';
 import { gelu, geluSync } from '../../nn/gelu.ts';
 import { checkOptions, optionChoice } from '../../op.ts';
-import { makeTensor, type Tensor } from '../../tensor.ts';
+import { makeTensor, product, type Tensor } from '../../tensor.ts';
 import { elementwise } from '../ops/activation.ts';
-import { product, type RunOptions } from '../ops/perform.ts';
+import { type RunOptions, zeros } from '../ops/perform.ts';
 import { type Backward, Block, type BlockInput, checkInput, type Forward, here } from './block.ts';
+import { type Mask, refuseMask } from './mask.ts';
 
 /** A block without parameters. */
 abstract class Plain extends Block {
@@ -16,14 +17,14 @@ abstract class Activation extends Plain {
     super();
   }
 
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
     const x = checkInput(input, name, true, '');
     const output = yield* elementwise(this.kind, x, null, options);
     const kind = `${this.kind}-backward` as const;
     const backward: Backward = function* (g, recorder) {
       return yield* elementwise(kind, g, output, recorder.options);
     };
-    return { output, backward };
+    return { output, mask, backward };
   }
 }
 
@@ -54,7 +55,7 @@ export class Gelu extends Plain {
     this.approximate = optionChoice(options?.approximate, ['none', 'tanh'], 'none', 'approximate');
   }
 
-  *run(input: BlockInput, name: string, options: RunOptions | undefined): Steps<Forward> {
+  *run(input: BlockInput, name: string, options: RunOptions | undefined, mask: Mask): Steps<Forward> {
     const x = checkInput(input, name, true, '');
     const { approximate } = this;
     const output = yield* step(
@@ -65,17 +66,49 @@ export class Gelu extends Plain {
     const backward: Backward = function* (g, recorder) {
       return yield* elementwise(kind, g, x, recorder.options);
     };
-    return { output: output as Tensor<'float32'>, backward };
+    return { output: output as Tensor<'float32'>, mask, backward };
   }
 }
 
 /** `[B, …]` → `[B, everything]`. */
 export class Flatten extends Plain {
-  run(input: BlockInput, name: string): Steps<Forward> {
+  run(input: BlockInput, name: string, _: RunOptions | undefined, mask: Mask): Steps<Forward> {
+    refuseMask(mask, name, 'Flatten');
     const x = checkInput(input, name, input.dims.length >= 1, '[B, …]');
     const { dims } = x;
     const output = makeTensor('float32', x.data, [dims[0], product(dims.slice(1))]);
     const backward: Backward = (g) => here(() => makeTensor('float32', g.data, dims));
-    return here(() => ({ output, backward }));
+    return here(() => ({ output, mask: null, backward }));
+  }
+}
+
+/** Mean over the tokens of each sequence, `[B, T, dim]` → `[B, dim]`; padding does not count, and of no tokens it is 0. */
+export class MeanTokens extends Plain {
+  run(input: BlockInput, name: string, _: RunOptions | undefined, mask: Mask): Steps<Forward> {
+    return here(() => this.mean(checkInput(input, name, input.dims.length === 3, '[B, T, dim]'), mask));
+  }
+
+  private mean(x: Tensor<'float32'>, mask: Mask): Forward {
+    const [batch, positions, dim] = x.dims;
+    const output = zeros([batch, dim]);
+    const tokens = Array.from({ length: batch }, (_, b) =>
+      Array.from({ length: positions }, (_, t) => b * positions + t).filter((i) => mask?.data[i] !== 0),
+    );
+    const sum = new Float64Array(dim);
+    tokens.forEach((own, b) => {
+      sum.fill(0);
+      for (const i of own) for (let d = 0; d < dim; d++) sum[d] += x.data[i * dim + d];
+      for (let d = 0; d < dim; d++) output.data[b * dim + d] = sum[d] / Math.max(1, own.length);
+    });
+    const backward: Backward = (g) =>
+      here(() => {
+        const dx = zeros(x.dims);
+        tokens.forEach((own, b) => {
+          const share = g.data.slice(b * dim, (b + 1) * dim).map((v) => v / own.length);
+          for (const i of own) dx.data.set(share, i * dim);
+        });
+        return dx;
+      });
+    return { output, mask: null, backward };
   }
 }

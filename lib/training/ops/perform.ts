@@ -15,9 +15,6 @@ export function* perform<T>(op: Op, args: OpArguments, result: T, options?: RunO
   return result;
 }
 
-/** The product of dimensions. */
-export const product = (dims: readonly number[]): number => dims.reduce((a, b) => a * b, 1);
-
 /** A fresh float32 tensor. */
 export const zeros = (dims: readonly number[]): Tensor<'float32'> => Tensor.zeros('float32', dims);
 

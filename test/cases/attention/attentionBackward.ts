@@ -7,19 +7,86 @@ import {
 import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
 import { type DTypeArrays, Tensor } from '../../../lib/tensor.ts';
 import { type Comparison, compareOutputs, type OpCase } from '../case.ts';
-import {
-  type AttentionShape,
-  attentionPeers,
-  attentionShapes,
-  decoded,
-  drawAttention,
-  totals,
-} from './attention.ts';
+import { attentionPeers, decoded, drawAttention, totals } from './attention.ts';
+import { type AttentionShape, attentionShapes } from './attentionShapes.ts';
 
 /** Work of the reference beyond which a shape of the forward is left out here. */
 const LARGEST = 1_500_000;
 
+/** Every option in half precision, whose kernels differ: tiles of 64 and 128 lines, head sizes to 64, 128, 256. */
+const HALF: AttentionShape[] = [
+  { name: 'd128 causal', queries: 100, keys: 130, heads: 4, keyHeads: 2, dim: 128, causal: true },
+  { name: 'd192 v160', queries: 70, keys: 90, heads: 1, dim: 192, valueDim: 160, window: [40, 10] },
+  {
+    name: 'd256 empty rows uniform',
+    queries: 90,
+    keys: 50,
+    heads: 2,
+    keyHeads: 1,
+    dim: 256,
+    causal: true,
+    alibi: true,
+    emptyRows: 'uniform',
+  },
+  { name: 'd300', queries: 9, keys: 40, heads: 1, dim: 300, valueDim: 9 },
+  { name: 'long', queries: 150, keys: 300, heads: 1, dim: 40 },
+  { name: 'bias', batch: 2, queries: 41, keys: 75, heads: 2, dim: 32, bias: 'BHQ' },
+  { name: 'bias of heads', batch: 2, queries: 41, keys: 75, heads: 2, dim: 32, bias: '1HQ', causal: true },
+  { name: 'sinks, empty rows', queries: 61, keys: 20, heads: 2, dim: 64, sinks: true, causal: true },
+  {
+    name: 'block mask',
+    queries: 150,
+    keys: 300,
+    heads: 2,
+    keyHeads: 1,
+    dim: 32,
+    blockMask: { pattern: '1HQ', query: 32, key: 64 },
+  },
+  {
+    name: 'packed',
+    segments: [
+      [5, 5],
+      [0, 7],
+      [133, 143],
+      [4, 0],
+      [40, 90],
+      [17, 9],
+    ],
+    queries: 0,
+    keys: 0,
+    heads: 4,
+    keyHeads: 2,
+    dim: 32,
+    causal: true,
+  },
+  {
+    name: 'packed, everything',
+    segments: [
+      [20, 35],
+      [3, 50],
+      [61, 61],
+    ],
+    queries: 0,
+    keys: 0,
+    heads: 2,
+    dim: 72,
+    mask: '1HQ',
+    bias: '11Q',
+    window: [20, 10],
+    softcap: 5,
+    blockMask: { pattern: '111', query: 16, key: 16 },
+    blockIds: true,
+  },
+].flatMap((s) =>
+  (['bfloat16', 'float16'] as const).map((type) => ({
+    ...(s as AttentionShape),
+    name: `half ${s.name}`,
+    type,
+  })),
+);
+
 const extra: AttentionShape[] = [
+  { name: 'no query heads', queries: 3, keys: 9, heads: 0, keyHeads: 2, dim: 8 },
   { name: 'several panels', queries: 70, keys: 1100, heads: 1, dim: 16, causal: true },
   {
     name: 'mask bias of one row',
@@ -31,6 +98,7 @@ const extra: AttentionShape[] = [
     dim: 8,
     bias: '111',
   },
+  ...HALF,
   { name: 'decoder', queries: 2048, keys: 2048, heads: 8, dim: 128, causal: true, bench: true },
   { name: 'joint', queries: 2048, keys: 2048, heads: 12, dim: 64, bench: true },
 ];

@@ -34,7 +34,7 @@ const BASE = {
 } as const;
 
 /** ViViT-B/16x2 sees 32 frames, TimeSformer-B 8, VideoPrism-B 16 of 288 pixels. */
-const MODELS: Record<string, { config: VideoEncoderConfig; peer: PeerSpec }> = {
+export const BASE_MODELS: Record<string, { config: VideoEncoderConfig; peer: PeerSpec }> = {
   'ViViT-B': {
     config: {
       ...BASE,
@@ -86,13 +86,14 @@ const shapes: EncoderShape[] = [
     clips: 1,
     type: 'int8',
   },
-  ...Object.entries(MODELS).flatMap(([model, { config, peer }]) =>
-    (['float32', 'bfloat16'] as const).map((type) => ({
+  ...Object.entries(BASE_MODELS).flatMap(([model, { config, peer }]) =>
+    (['float32', 'bfloat16', 'int8'] as const).map((type) => ({
       name: `${model} layer ${type}`,
       config,
       clips: 1,
       type,
-      peer: { ...peer, type },
+      // PyTorch's nearest to int8 weights with float32 activations is bfloat16.
+      peer: { ...peer, type: type === 'int8' ? 'bfloat16' : type },
       bench: true,
       verify: false,
     })),
@@ -178,7 +179,7 @@ function firstTokens(config: VideoEncoderConfig, count: number): KeptTokens {
 function flopsOf(s: EncoderShape): number {
   const c = resolveConfig(s.config);
   const rows = layOutRows(c, s.clips, c.grid[0], c.grid[1] * c.grid[2], undefined);
-  return planForward(c, rows, viewsOf(c, rows), 4096).flops;
+  return planForward(c, rows, viewsOf(c, rows), 4096, s.type === 'float32').flops;
 }
 
 export const videoEncoderCases: OpCase[] = shapes.map((s) => ({
@@ -190,6 +191,7 @@ export const videoEncoderCases: OpCase[] = shapes.map((s) => ({
   verify: s.verify,
   peers: s.peer && { pytorch: s.peer },
   flops: s.bench ? flopsOf(s) : undefined,
-  peak: s.type === 'bfloat16' ? 'bf16' : 'f32',
+  // bf16 weights are widened: their products are float32's.
+  peak: s.type === 'int8' ? 'int8' : 'f32',
   prepare: (random) => prepareCase(s, random),
 }));

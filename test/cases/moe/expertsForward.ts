@@ -312,6 +312,13 @@ export const expertsForwardCases: OpCase[] = shapes.map((s) => {
           const { weights, options } = pack(o);
           return [await expertsForward(x, routing, weights, options)];
         },
+        dispose() {
+          for (const { weights, shared } of packed.values()) {
+            weights.dispose();
+            shared?.dispose();
+          }
+          packed.clear();
+        },
       };
     },
   };

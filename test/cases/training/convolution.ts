@@ -1,12 +1,12 @@
 import type { Steps } from '../../../lib/checkpoint/steps.ts';
-import type { Tensor } from '../../../lib/tensor.ts';
+import { outputSize } from '../../../lib/privacy/convGeometry.ts';
+import { product, type Tensor } from '../../../lib/tensor.ts';
 import {
   type ConvolutionShape,
   convolution,
   convolutionInputGradient,
-  outputSize,
 } from '../../../lib/training/ops/convolution.ts';
-import { product, type RunOptions } from '../../../lib/training/ops/perform.ts';
+import type { RunOptions } from '../../../lib/training/ops/perform.ts';
 import type { OpCase } from '../case.ts';
 import { normal, preparedSteps } from './steps.ts';
 

@@ -1,11 +1,10 @@
-import { Tensor } from '../../../lib/tensor.ts';
+import { product, Tensor } from '../../../lib/tensor.ts';
 import {
   type CrossEntropyOptions,
   type CrossEntropyResult,
   crossEntropy,
   crossEntropySync,
 } from '../../../lib/training/crossEntropy.ts';
-import { product } from '../../../lib/training/ops/perform.ts';
 import type { OpCase } from '../case.ts';
 
 interface Shape {

@@ -1,7 +1,7 @@
 import type { Steps } from '../../../lib/checkpoint/steps.ts';
-import { Tensor } from '../../../lib/tensor.ts';
+import { product, Tensor } from '../../../lib/tensor.ts';
 import { type GroupNormShape, groupNorm, groupNormBackward } from '../../../lib/training/ops/groupNorm.ts';
-import { product, type RunOptions } from '../../../lib/training/ops/perform.ts';
+import type { RunOptions } from '../../../lib/training/ops/perform.ts';
 import type { OpCase } from '../case.ts';
 import { normal, preparedSteps } from './steps.ts';
 

@@ -1,6 +1,6 @@
 import type { Steps } from '../../../lib/checkpoint/steps.ts';
+import { outputSize } from '../../../lib/privacy/convGeometry.ts';
 import { Tensor } from '../../../lib/tensor.ts';
-import { outputSize } from '../../../lib/training/ops/convolution.ts';
 import type { RunOptions } from '../../../lib/training/ops/perform.ts';
 import { type PoolingShape, pooling, poolingBackward } from '../../../lib/training/ops/pooling.ts';
 import type { OpCase } from '../case.ts';

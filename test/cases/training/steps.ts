@@ -1,7 +1,6 @@
 import { runAsync, runSync, type Steps } from '../../../lib/checkpoint/steps.ts';
-import { Tensor } from '../../../lib/tensor.ts';
+import { product, Tensor } from '../../../lib/tensor.ts';
 import type { RunOptions } from '../../../lib/training/ops/perform.ts';
-import { product } from '../../../lib/training/ops/perform.ts';
 import type { PreparedCase } from '../case.ts';
 import type { Random } from '../random.ts';
 

@@ -1,0 +1,458 @@
+// One part of one sequence for one key head and up to 16 rows: see decode_attention.cu.
+#pragma once
+#include "attention/attention_rows.cuh"
+#include "attention/decode_words.cuh"
+#include "cuda/warp.cuh"
+
+namespace heddle {
+
+constexpr int kDecodeRows = 16, kDecodeWarps = 4, kDecodeThreads = kDecodeWarps * kWarp;
+constexpr int kDecodeTile = 32;  // keys of a warp at a time
+constexpr int kPartBlocks = kDecodePart / kSlotBlock;
+
+// Sixteen slots of a page; no page: -1.
+struct PageBlock {
+  int32_t page, block;
+};
+
+struct DecodeLaunch {
+  DecodeAttentionArgs a;
+  KvPools pools;
+  int64_t max_parts = 0;   // of any sequence
+  int32_t row_tiles = 1, slices = 1;
+};
+
+// Keys of a part. It depends on the sequence's own visible keys alone, so that its bits do not depend on the batch:
+// short sequences get smaller parts, since 8 heads x 4096 keys should still fill 132 multiprocessors.
+HEDDLE_BOTH inline int32_t decode_part_keys(int64_t visible) {
+  return visible <= 8192 ? 256 : visible <= 32768 ? 512 : kDecodePart;
+}
+
+// Parts [first, first + count) of `keys` keys each are visible to the queries of a sequence.
+struct DecodeSpan {
+  int64_t first, count;
+  int32_t keys;
+};
+__device__ inline int64_t first_seen(const AttentionProblem& p, int64_t key) {
+  return p.left < 0 || key < p.left ? 0 : key - p.left;
+}
+__device__ inline DecodeSpan decode_span(const DecodeAttentionArgs& a, int64_t batch) {
+  const AttentionProblem& p = a.problem;
+  const int64_t length = a.lengths[batch], oldest = first_seen(p, length - p.queries);
+  const int32_t keys = decode_part_keys(length - oldest);
+  const int64_t first = oldest / keys;
+  return {first, (length + keys - 1) / keys - first, keys};
+}
+// The most parts that `keys` keys, anywhere in a sequence, can lie in.
+inline int64_t most_parts(int64_t keys) {
+  int64_t most = 0;
+  for (const int64_t n : {int64_t{8192}, int64_t{32768}, keys}) {
+    const int64_t parts = (n < keys ? n : keys) / decode_part_keys(n < keys ? n : keys) + 2;
+    if (parts > most) most = parts;
+  }
+  return most;
+}
+
+// Floats of a partial result of all rows of a part and key head; as on the CPU.
+HEDDLE_BOTH inline float* partial_of(const DecodeLaunch& d, int64_t batch, int64_t part, int64_t head, int64_t row) {
+  const AttentionProblem& p = d.a.problem;
+  return d.a.partial + ((batch * d.max_parts + part) * p.key_heads + head) * d.a.partial_floats + row * decode_row_floats(p);
+}
+
+// What one row of the tile is.
+struct DecodeRow {
+  int64_t lo, hi;  // keys that it sees
+  int64_t own;     // key of its token
+  int32_t head;
+  bool exists;
+};
+__device__ inline DecodeRow decode_row(const AttentionProblem& p, int64_t length, int64_t key_head, int64_t row) {
+  const int64_t group = p.group();
+  DecodeRow r;
+  r.exists = row < p.queries * group;
+  const int64_t i = r.exists ? row / group : 0;
+  r.head = static_cast<int32_t>(key_head * group + (r.exists ? row % group : 0));
+  r.own = length - p.queries + i;
+  r.lo = first_seen(p, r.own);
+  r.hi = r.exists ? r.own + 1 : r.lo;
+  return r;
+}
+__device__ inline int64_t query_start(const AttentionProblem& p, int64_t batch, int64_t row) {
+  return batch * p.query_stride[0] + row / p.group() * p.query_stride[1];
+}
+__device__ inline float decode_logit(const AttentionProblem& p, const DecodeRow& row, int64_t key, float product) {
+  float z = product * p.scale;
+  if (p.softcap > 0.0f) z = tanhf(z / p.softcap) * p.softcap;
+  if (p.alibi) z -= p.alibi[row.head] * static_cast<float>(row.own - key);
+  return z;
+}
+
+// One row over the keys of one warp, element by element: for rows in whose sums something was not finite. Weights of 0
+// bring nothing in. `out`: maximum, total, sums.
+template <CacheType T>
+__device__ inline void careful_row(const DecodeLaunch& d, int64_t batch, int64_t key_head, int64_t row_index, int64_t begin,
+                                   int64_t end, int64_t first_tile, int32_t column, int32_t columns, bool formed,
+                                   float unit, float* out) {
+  const AttentionProblem& p = d.a.problem;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const DecodeRow row = decode_row(p, d.a.lengths[batch], key_head, row_index);
+  const int32_t* table = d.a.table + batch * d.a.table_stride;
+  const int64_t start = d.a.starts[batch];
+  const int64_t q = query_start(p, batch, row_index) + row.head * p.query_stride[2];
+  float m = kNegInf, total = 0.0f;
+#pragma unroll 1
+  for (int32_t c = lane; c < columns; c += kWarp) out[2 + c] = 0.0f;
+#pragma unroll 1
+  for (int64_t tile = first_tile; tile < end; tile += kDecodeWarps * kDecodeTile) {
+    if (tile + kDecodeTile <= begin) continue;
+    const int64_t key = tile + lane;
+    const bool seen = key >= row.lo && key < row.hi;
+    float z = kNegInf, scale = 1.0f;
+    if (seen) {
+      const PageSlot at = page_slot(d.pools, table, start, key);
+      float product = 0.0f;
+#pragma unroll 1
+      for (int32_t e = 0; e < p.head_dim; ++e) {
+        product = fmaf(load_as_float(p.query, p.type, q + e), key_element<T>(d.pools, at.page, key_head, at.slot, e), product);
+      }
+      if (cache_is_integer(T)) {
+        const int64_t scale_at = (at.page * p.key_heads + key_head) * d.pools.slots() + at.slot;
+        product *= d.pools.key_scales[scale_at];
+        scale = d.pools.value_scales[scale_at];
+      }
+      z = formed ? decode_logit(p, row, key, product) : product;
+    }
+    // A negative scale without other transforms forms its logits, so that unit is positive.
+    const float top = fmaxf(m, warp_max(z != z ? kNegInf : z) * unit), base = top == kNegInf ? 0.0f : top;
+    const float keep = m == kNegInf ? 0.0f : exp2f(m - base);
+    float weight = z == kNegInf ? 0.0f : exp2f(fmaf(z, unit, -base));
+    m = top;
+    total = total * keep + warp_sum(weight);
+    if (weight != 0.0f) weight *= scale;
+#pragma unroll 1
+    for (int32_t c = lane; c < columns; c += kWarp) out[2 + c] *= keep;
+#pragma unroll 1
+    for (int j = 0; j < kDecodeTile; ++j) {
+      const float w = __shfl_sync(kFullMask, weight, j);
+      if (w == 0.0f) continue;
+      const PageSlot at = page_slot(d.pools, table, start, tile + j);
+#pragma unroll 1
+      for (int32_t c = lane; c < columns; c += kWarp) {
+        out[2 + c] = fmaf(w, value_element<T>(d.pools, at.page, key_head, at.slot, column + c), out[2 + c]);
+      }
+    }
+  }
+  if (lane == 0) {
+    out[0] = m;
+    out[1] = total;
+  }
+}
+
+struct DecodeShared {
+  int64_t fragments, results, logits, bytes;
+};
+inline DecodeShared decode_shared(int pieces, int steps, int rows, int columns, bool formed) {
+  DecodeShared s;
+  s.fragments = 0;
+  s.results = int64_t{16} * pieces * steps * kWarp;
+  s.logits = s.results + int64_t{4} * kDecodeWarps * rows * (columns + 2);
+  s.bytes = s.logits + (formed ? int64_t{4} * 16 * kDecodeThreads : 0);
+  return s;
+}
+
+// blockIdx.x: batch entry and part; blockIdx.y: key head, tile of rows and slice of Width value columns. Pages of a
+// multiple of 16 slots, value dims a multiple of 4.
+template <CacheType T, int Pieces, int Width>
+__global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunch d, DecodeShared layout) {
+  using Steps = WordSteps<T>;
+  constexpr int kGroups = Width / 32;
+  // Loads under way, as far as registers reach without spills.
+  constexpr int kUnroll = Width > 128 && Steps::kPieces > 1 ? 1 : Width > 128 || Pieces > 1 ? 2 : 4;
+  __shared__ PageBlock pages[kPartBlocks];  // where each 16 keys lie
+  HEDDLE_DYNAMIC_SHARED(unsigned char, shared);
+  auto* fragments = reinterpret_cast<uint4*>(shared);
+  auto* results = reinterpret_cast<float*>(shared + layout.results);
+  const AttentionProblem& p = d.a.problem;
+  const KvPools& pools = d.pools;
+  const int64_t batch = blockIdx.x / d.max_parts, part = blockIdx.x % d.max_parts;
+  const DecodeSpan span = decode_span(d.a, batch);
+  if (part >= span.count) return;
+  const int32_t slice = static_cast<int32_t>(blockIdx.y) % d.slices;
+  const int64_t first_row = int64_t{blockIdx.y} / d.slices % d.row_tiles * kDecodeRows;
+  const int64_t key_head = blockIdx.y / (d.slices * d.row_tiles), group = p.group();
+  const int64_t length = d.a.lengths[batch], start = d.a.starts[batch];
+  const int64_t left = p.queries * group - first_row;
+  const int rows = left < kDecodeRows ? static_cast<int>(left) : kDecodeRows;
+  const int64_t part_begin = (span.first + part) * span.keys, part_end = part_begin + span.keys;
+  const int64_t lowest = decode_row(p, length, key_head, first_row).lo;
+  const int64_t highest = decode_row(p, length, key_head, first_row + rows - 1).hi;
+  const int64_t begin = lowest > part_begin ? lowest : part_begin, end = highest < part_end ? highest : part_end;
+  if (begin >= end) {
+    for (int r = static_cast<int>(threadIdx.x); r < rows; r += kDecodeThreads) {
+      float* to = partial_of(d, batch, part, key_head, first_row + r);
+      to[0] = kNegInf;
+      to[1] = 0.0f;
+    }
+    return;
+  }
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int g = lane / 4, t = lane % 4;
+  const int64_t words = pools.key_words();
+  const int steps = key_steps<T>(words);
+  const bool formed = p.softcap > 0.0f || p.alibi || !(p.scale > 0.0f);
+  const float unit = formed ? kLog2OfE : p.scale * kLog2OfE;
+
+  // Which pages: looked up once for the whole part.
+  const int64_t first_block = begin / kDecodeTile * (kDecodeTile / kSlotBlock);
+  for (int64_t i = threadIdx.x; first_block + i < ceil_div(end, kDecodeTile) * (kDecodeTile / kSlotBlock); i += kDecodeThreads) {
+    const int64_t key = (first_block + i) * kSlotBlock;
+    pages[i] = {-1, 0};
+    if (key >= start && key < length) {
+      const PageSlot x = page_slot(pools, d.a.table + batch * d.a.table_stride, start, key);
+      pages[i] = {static_cast<int32_t>(x.page), static_cast<int32_t>(x.slot / kSlotBlock)};
+    }
+  }
+  // q as A fragments.
+  for (int i = static_cast<int>(threadIdx.x); i < steps * kWarp; i += kDecodeThreads) {
+    const int s = i / kWarp, l = i % kWarp;
+    float x[4][2];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int64_t row = first_row + l / 4 + k % 2 * 8;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int dim = Steps::dim(s, l % 4, k / 2, e);
+        const bool inside = row < first_row + rows && dim < p.head_dim;
+        const int64_t head = key_head * group + row % group;
+        x[k][e] = inside ? load_as_float(p.query, p.type, query_start(p, batch, row) + head * p.query_stride[2] + dim) : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < Pieces; ++j) {
+      uint32_t a[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) a[k] = take_piece(x[k][0], x[k][1]);
+      fragments[(j * steps + s) * kWarp + l] = make_uint4(a[0], a[1], a[2], a[3]);
+    }
+  }
+  __syncthreads();
+
+  const DecodeRow own[2] = {decode_row(p, length, key_head, first_row + g), decode_row(p, length, key_head, first_row + g + 8)};
+  const int64_t blocks_of_page = pools.slots() / kSlotBlock;
+  const int64_t key_bytes = kSlotBlock * words * cache_word_bytes(T);
+  const int64_t value_bytes = int64_t{kSlotBlock / cache_group(T)} * pools.value_dim * cache_word_bytes(T);
+  // Which 16 slots of this key head, and their first byte.
+  auto index_of = [&](const PageBlock& at) { return (at.page * pools.key_heads + key_head) * blocks_of_page + at.block; };
+  auto block_of = [&](const void* pool, const PageBlock& at, int64_t bytes) {
+    return at.page < 0 ? nullptr : static_cast<const char*>(pool) + index_of(at) * bytes;
+  };
+  const int32_t column = slice * Width;
+  const int32_t columns = pools.value_dim - column < Width ? pools.value_dim - column : Width;
+
+  float out[kGroups * 4][4] = {};
+  float m[2] = {kNegInf, kNegInf}, total[2] = {0.0f, 0.0f};
+  bool odd[2] = {false, false};
+#pragma unroll 1
+  for (int64_t tile = part_begin + warp * kDecodeTile; tile < end; tile += kDecodeWarps * kDecodeTile) {
+    if (tile + kDecodeTile <= begin) continue;
+    const int at = static_cast<int>(tile / kSlotBlock - first_block);
+    const PageBlock key_page = pages[at + g / 4], value_page = pages[at + t / 2];
+    // What comes next is asked for while this tile is computed.
+    if (tile + kDecodeWarps * kDecodeTile < end) {
+      const PageBlock next = pages[at + kDecodeWarps * (kDecodeTile / kSlotBlock) + lane / 16];
+      if (next.page >= 0) {
+        const char* k = block_of(pools.keys, next, key_bytes);
+        const char* v = block_of(pools.values, next, value_bytes);
+        for (int64_t o = lane % 16 * 128; o < key_bytes; o += 16 * 128) prefetch_l2(k + o);
+        for (int64_t o = lane % 16 * 128; o < value_bytes; o += 16 * 128) prefetch_l2(v + o);
+      }
+    }
+
+    float z[4][4] = {};
+    const char* keys = block_of(pools.keys, key_page, key_bytes);
+#pragma unroll kUnroll
+    for (int s = 0; s < steps; s += Steps::kDepth) {
+      Fragments<T> f;
+      f.fill([&](int i) {
+        // The word column of half i; of fp32 and fp16 the dim of half i / 2 and element i % 2.
+        const int64_t c = T == CacheType::kBFloat16                                       ? 8 * s + 4 * i + t
+                          : T == CacheType::kFloat32 || T == CacheType::kFloat16 ? 16 * s + 2 * t + i / 2 * 8 + i % 2
+                                                                                 : 4 * (s / Steps::kDepth) + t;
+        return load_words<T>(keys, c * kSlotBlock + 4 * (g % 4), keys && c < words);
+      });
+#pragma unroll
+      for (int depth = 0; depth < Steps::kDepth; ++depth) {
+        uint32_t a[Pieces][4];
+#pragma unroll
+        for (int j = 0; j < Pieces; ++j) {
+          const uint4 x = fragments[(j * steps + s + depth) * kWarp + lane];
+          a[j][0] = x.x, a[j][1] = x.y, a[j][2] = x.z, a[j][3] = x.w;
+        }
+        multiply_pieces<Pieces, T>(z, a, f, depth);
+      }
+    }
+    // z[r][e]: row g (e < 2) or g + 8, key tile + 8t + r + 4 (e % 2).
+    float value_scale[8];
+    if constexpr (cache_is_integer(T)) {
+      const int64_t slot = index_of(value_page) * kSlotBlock + t % 2 * 8;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float k = value_page.page < 0 ? 0.0f : __ldg(pools.key_scales + slot + i);
+        value_scale[i] = value_page.page < 0 ? 0.0f : __ldg(pools.value_scales + slot + i);
+        z[i % 4][i / 4] *= k;
+        z[i % 4][2 + i / 4] *= k;
+      }
+    }
+    if (formed) {
+      // By way of shared memory, so that the code for one logit stands here once instead of once per register.
+      float* own_logits = reinterpret_cast<float*>(shared + layout.logits) + threadIdx.x;
+#pragma unroll
+      for (int i = 0; i < 16; ++i) own_logits[i * kDecodeThreads] = z[i / 4][i % 4];
+#pragma unroll 1
+      for (int i = 0; i < 16; ++i) {
+        const bool second = i % 4 >= 2;
+        DecodeRow row;
+        row.head = second ? own[1].head : own[0].head;
+        row.own = second ? own[1].own : own[0].own;
+        float* logit = own_logits + i * kDecodeThreads;
+        *logit = decode_logit(p, row, tile + 8 * t + i / 4 + i % 2 * 4, *logit);
+      }
+#pragma unroll
+      for (int i = 0; i < 16; ++i) z[i / 4][i % 4] = own_logits[i * kDecodeThreads];
+    }
+    float keep[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float top = kNegInf;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float& x = z[i % 4][2 * h + i / 4];
+        const int64_t key = tile + 8 * t + i;
+        if (key < own[h].lo || key >= own[h].hi) x = kNegInf;
+        else if (!(fabsf(x) < HUGE_VALF)) odd[h] = true;
+        top = fmaxf(top, x);
+      }
+      top = fmaxf(top, __shfl_xor_sync(kFullMask, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(kFullMask, top, 2));
+      top = fmaxf(m[h], top * unit);
+      const float base = top == kNegInf ? 0.0f : top;
+      keep[h] = m[h] == kNegInf ? 0.0f : exp2f(m[h] - base);
+      m[h] = top;
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float& x = z[i % 4][2 * h + i / 4];
+        x = x == kNegInf ? 0.0f : exp2f(fmaf(x, unit, -base));
+        sum += x;
+        if constexpr (cache_is_integer(T)) {
+          if (x != 0.0f) x *= value_scale[i];
+        }
+      }
+      sum += __shfl_xor_sync(kFullMask, sum, 1);
+      sum += __shfl_xor_sync(kFullMask, sum, 2);
+      total[h] = fmaf(total[h], keep[h], sum);
+    }
+    if (__any_sync(kFullMask, keep[0] != 1.0f || keep[1] != 1.0f)) {
+#pragma unroll
+      for (int n = 0; n < kGroups * 4; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) out[n][e] *= keep[e / 2];
+      }
+    }
+    // Weights as A fragments of the two steps of depth 16.
+    uint32_t w[2][Pieces][4];
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int j = 0; j < Pieces; ++j) {
+        w[s][j][0] = take_piece(z[0][s], z[1][s]);
+        w[s][j][1] = take_piece(z[0][2 + s], z[1][2 + s]);
+        w[s][j][2] = take_piece(z[2][s], z[3][s]);
+        w[s][j][3] = take_piece(z[2][2 + s], z[3][2 + s]);
+      }
+    }
+    const char* values = block_of(pools.values, value_page, value_bytes);
+    const int first = t % 2 * 8;  // slot of the lane's eight in its block
+#pragma unroll
+    for (int n = 0; n < kGroups; ++n) {
+      if (n * 32 >= columns) continue;
+      const int32_t dim = n * 32 + 4 * g;
+      const bool present = values && dim < columns;
+#pragma unroll
+      for (int s = 0; s < 2; s += Steps::kDepth) {
+        Fragments<T> f;
+        f.fill([&](int i) {
+          // The group of slots of half i; of fp32 and fp16 the slot of half i / 2 and element i % 2.
+          const int row = T == CacheType::kBFloat16                                       ? (first + 4 * s) / 2 + i
+                          : T == CacheType::kFloat32 || T == CacheType::kFloat16 ? first + 4 * s + i
+                          : T == CacheType::kInt8                                ? first / 4 + s
+                                                                                 : first / 8;
+          return load_words<T>(values, int64_t{row} * pools.value_dim + column + dim, present);
+        });
+#pragma unroll
+        for (int depth = 0; depth < Steps::kDepth; ++depth) multiply_pieces<Pieces, T>(out + n * 4, w[s + depth], f, depth);
+      }
+    }
+  }
+
+  // Sums that are not finite: an element was, under whatever weight, or the result is.
+  const int stride = columns + 2;
+  float* mine = results + warp * rows * stride;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float check = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kGroups * 4; ++n) check = fmaf(out[n][2 * h], 0.0f, fmaf(out[n][2 * h + 1], 0.0f, check));
+    odd[h] = odd[h] || check != 0.0f;
+    odd[h] = __shfl_xor_sync(kFullMask, static_cast<int>(odd[h]), 1) || odd[h];
+    odd[h] = __shfl_xor_sync(kFullMask, static_cast<int>(odd[h]), 2) || odd[h];
+    if (own[h].exists && !odd[h]) {
+      float* to = mine + (g + 8 * h) * stride;
+      if (t == 0) {
+        to[0] = m[h];
+        to[1] = total[h];
+      }
+#pragma unroll
+      for (int n = 0; n < kGroups * 4; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int c = n / 4 * 32 + 4 * (2 * t + e) + n % 4;
+          if (c < columns) to[2 + c] = out[n][2 * h + e];
+        }
+      }
+    }
+    uint32_t again = __ballot_sync(kFullMask, own[h].exists && odd[h] && t == 0);
+#pragma unroll 1
+    for (; again; again &= again - 1) {
+      const int r = (__ffs(static_cast<int>(again)) - 1) / 4 + 8 * h;
+      careful_row<T>(d, batch, key_head, first_row + r, begin, end, part_begin + warp * kDecodeTile, column, columns, formed,
+                     unit, mine + r * stride);
+    }
+  }
+  __syncthreads();
+  // The warps' results in their order.
+  for (int i = static_cast<int>(threadIdx.x); i < rows * columns; i += kDecodeThreads) {
+    const int r = i / columns, c = i % columns;
+    const float* x = results + r * stride;
+    float top = kNegInf, sum = 0.0f, value = 0.0f;
+#pragma unroll
+    for (int k = 0; k < kDecodeWarps; ++k) top = fmaxf(top, x[k * rows * stride]);
+    const float base = top == kNegInf ? 0.0f : top;
+#pragma unroll
+    for (int k = 0; k < kDecodeWarps; ++k) {
+      const float* y = x + k * rows * stride;
+      const float factor = y[0] == kNegInf ? (y[1] == 0.0f ? 0.0f : 1.0f) : exp2f(y[0] - base);
+      if (factor == 0.0f) continue;  // what weighs nothing must not bring in an infinity
+      sum = fmaf(y[1], factor, sum);
+      value = fmaf(y[2 + c], factor, value);
+    }
+    float* to = partial_of(d, batch, part, key_head, first_row + r);
+    to[kPartialHead + column + c] = value;
+    if (c == 0 && slice == 0) {
+      to[0] = top;
+      to[1] = sum;
+    }
+  }
+}
+
+}  // namespace heddle

@@ -1,0 +1,36 @@
+// Neighbouring elements of a row in one access.
+#pragma once
+#include "cuda/device.cuh"
+
+namespace heddle {
+
+// V neighbouring elements from element i, which is a multiple of V.
+template <DType T, int V>
+__device__ __forceinline__ void load_values(const void* p, int64_t i, float (&v)[V]) {
+  if constexpr (V == 4 && T == DType::kFloat32) {
+    const float4 x = static_cast<const float4*>(p)[i / 4];
+    v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
+  } else if constexpr (V == 4) {
+    const uint2 x = static_cast<const uint2*>(p)[i / 4];
+    const uint32_t words[2] = {x.x, x.y};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const auto h = static_cast<uint16_t>(words[j / 2] >> (j % 2 * 16));
+      v[j] = T == DType::kBFloat16 ? widen_bf16(h) : widen_f16(h);
+    }
+  } else {
+    v[0] = load_as_float<T>(p, i);
+  }
+}
+
+template <DType T, int V>
+__device__ __forceinline__ void store_values(void* p, int64_t i, const float (&v)[V]) {
+  if constexpr (V == 4 && T == DType::kFloat32) {
+    static_cast<float4*>(p)[i / 4] = make_float4(v[0], v[1], v[2], v[3]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) store_float<T>(p, i + j, v[j]);
+  }
+}
+
+}  // namespace heddle
