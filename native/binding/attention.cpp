@@ -192,21 +192,21 @@ FactorizedProblem factorized_problem(Call& call) {
   f.lse_batch = n.integer();
   f.lse_head = n.integer();
   f.type = call.dtype();
-  f.query = call.array<void>();
-  f.key = call.array<void>();
-  f.value = call.array<void>();
-  f.class_query = call.array<void>();
-  f.class_key = call.array<void>();
-  f.class_value = call.array<void>();
-  f.bias = call.array<void>();
+  f.query = call.array<const void>();
+  f.key = call.array<const void>();
+  f.value = call.array<const void>();
+  f.class_query = call.array<const void>();
+  f.class_key = call.array<const void>();
+  f.class_value = call.array<const void>();
+  f.bias = call.array<const void>();
   f.bias_type = call.dtype();
-  f.alibi = call.array<float>();
-  f.sinks = call.array<float>();
-  f.mask = call.array<uint8_t>();
-  f.batch_offsets = call.array<int32_t>();
-  f.frame_offsets = call.array<int32_t>();
-  f.patch_offsets = call.array<int32_t>();
-  f.order = call.array<int32_t>();
+  f.alibi = call.array<const float>();
+  f.sinks = call.array<const float>();
+  f.mask = call.array<const uint8_t>();
+  f.batch_offsets = call.array<const int32_t>();
+  f.frame_offsets = call.array<const int32_t>();
+  f.patch_offsets = call.array<const int32_t>();
+  f.order = call.array<const int32_t>();
   return f;
 }
 
@@ -253,6 +253,7 @@ void register_attention(Napi::Env env, Napi::Object exports) {
 
 void register_cuda_attention(CudaExports& ops) {
   ops.add("attention", attention_call, "heddle_cuda_attention");
+  ops.add("factorizedAttention", factorized_attention_call, "heddle_cuda_factorized_attention");
   ops.add("decodeAttention", decode_attention_call, "heddle_cuda_decode_attention");
   ops.add("attentionBackward", attention_backward_call, "heddle_cuda_attention_backward");
   ops.add("factorizedAttentionBackward", factorized_attention_backward_call,
