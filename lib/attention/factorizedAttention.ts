@@ -1,3 +1,4 @@
+import { allocateAt, placeOf } from '../device.ts';
 import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import {
@@ -10,7 +11,7 @@ import {
   type OpOptions,
 } from '../op.ts';
 import { factorizedAttentionReference } from '../reference/attention/factorizedAttention.ts';
-import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import {
   FACTORIZED_OPTION_NAMES,
   type FactorizedAttentionOptions,
@@ -47,21 +48,21 @@ const op: Op = { name: 'factorizedAttention', reference: factorizedAttentionRefe
 
 const product = (dims: readonly number[]) => dims.reduce((a, b) => a * b, 1);
 
-/** A given output, contiguous or strided, or a new one. */
-function outputOf(
+/** A given output, contiguous or strided, after its checks. */
+function givenOutput(
   given: TensorLike | undefined,
   strides: readonly number[] | undefined,
   dims: readonly number[],
   type: FloatType,
   inputs: readonly Tensor[],
   name: string,
-): Tensor<FloatType> {
+): Tensor<FloatType> | null {
   if (given === undefined) {
     if (strides !== undefined)
       throw new HeddleError('ERR_OPTION', `output strides need ${name}: what they describe`);
-    return makeTensor(type, allocate(type, product(dims)), dims);
+    return null;
   }
-  const { tensor } = asInput(given, strides, name, dims.length);
+  const { tensor } = asInput(given, strides, name, dims.length, 'device');
   if (tensor.type !== type) {
     throw new HeddleError('ERR_DTYPE', `${name}: expected ${type} as q, got ${tensor.type}`);
   }
@@ -76,26 +77,43 @@ function prepare(
   options: FactorizedAttentionForwardOptions,
 ): { args: unknown[]; result: FactorizedAttentionResult } {
   checkOptions(options, OPTIONS, 'factorizedAttention');
-  const p = prepareFactorized(q, k, v, options);
+  const p = prepareFactorized('factorizedAttention', q, k, v, options);
   const { type } = p.query;
   const out = options.out;
-  const output = outputOf(out?.output, options.strides?.output, p.outputDims, type, p.inputs, 'out.output');
-  const result: FactorizedAttentionResult = { output };
-  if (options.returnLogSumExp === true || out?.logSumExp !== undefined) {
-    if (out?.logSumExp === undefined) {
-      result.logSumExp = makeTensor('float32', new Float32Array(product(p.lseDims)), p.lseDims);
-    } else {
-      result.logSumExp = asTensor(out.logSumExp, 'out.logSumExp', ['float32']);
-      checkOut(result.logSumExp, p.lseDims, [...p.inputs, output], 'out.logSumExp');
-    }
+  const givenAs = (
+    t: TensorLike | undefined,
+    strides: readonly number[] | undefined,
+    dims: number[],
+    name: string,
+  ) => givenOutput(t, strides, dims, type, p.inputs, name);
+  const output = givenAs(out?.output, options.strides?.output, p.outputDims, 'out.output');
+  let logSumExp: Tensor<'float32'> | null = null;
+  if (out?.logSumExp !== undefined) {
+    logSumExp = asTensor(out.logSumExp, 'out.logSumExp', ['float32'], undefined, 'device');
+    checkOut(logSumExp, p.lseDims, output === null ? p.inputs : [...p.inputs, output], 'out.logSumExp');
   }
+  let classToken: Tensor<FloatType> | null = null;
+  const classDims = [p.batch, 1, ...p.outputDims.slice(3)];
   if (p.classToken !== undefined) {
-    const dims = [p.batch, 1, ...p.outputDims.slice(3)];
     const strides = options.classToken?.strides?.output;
-    result.classToken = outputOf(out?.classToken, strides, dims, type, p.inputs, 'out.classToken');
+    classToken = givenAs(out?.classToken, strides, classDims, 'out.classToken');
   }
+  placeOf('factorizedAttention', options, {
+    q: p.query,
+    'out.output': output,
+    'out.logSumExp': logSumExp,
+    'out.classToken': classToken,
+  });
+
+  const make = <T extends FloatType>(t: T, dims: readonly number[]) =>
+    makeTensor(t, allocateAt(p.place, t, product(dims)), dims);
+  const result: FactorizedAttentionResult = { output: output ?? make(type, p.outputDims) };
+  if (logSumExp !== null || options.returnLogSumExp === true) {
+    result.logSumExp = logSumExp ?? make('float32', p.lseDims);
+  }
+  if (p.classToken !== undefined) result.classToken = classToken ?? make(type, classDims);
   return {
-    args: [...p.args, output.data, result.logSumExp?.data ?? null, result.classToken?.data ?? null],
+    args: [...p.args, result.output.data, result.logSumExp?.data ?? null, result.classToken?.data ?? null],
     result,
   };
 }
@@ -115,7 +133,8 @@ function prepare(
  * class token. With `tokens`, sequences are those kept tokens that share a patch or frame; window and ALiBi count
  * kept tokens. Definitions: Arnab et al. 2021 (ViViT), Bertasius et al. 2021 (TimeSformer).
  *
- * A row has the same bits as from {@link attention} on a transposed copy.
+ * A row has the same bits as from {@link attention} on a transposed copy. Tensors on the device (all of them: `tokens`
+ * and numbers per head may stay on the host) are read in place there, and so are the results.
  *
  * @param q `[batch, frames, patches, heads, dim]`; with `tokens` `[tokens, heads, dim]`, or `[batch, tokens, heads,
  *   dim]` where every batch entry keeps as many

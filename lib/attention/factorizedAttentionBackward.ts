@@ -57,7 +57,7 @@ function prepare(
   options: FactorizedAttentionBackwardOptions,
 ): { args: unknown[]; result: FactorizedAttentionGradients } {
   checkOptions(options, OPTIONS, 'factorizedAttentionBackward');
-  const p = prepareFactorized(q, k, v, options, 'device');
+  const p = prepareFactorized('factorizedAttentionBackward', q, k, v, options);
   if (options.output === undefined || options.logSumExp === undefined) {
     throw new HeddleError(
       'ERR_ARGUMENT',

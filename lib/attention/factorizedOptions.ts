@@ -141,7 +141,6 @@ function classInputs(
   q: Input,
   k: Input,
   v: Input,
-  device: 'device' | undefined,
 ): FactorizedPrepared['classToken'] {
   const c = o.classToken as ClassToken;
   checkKeys(c, ['mode', 'query', 'key', 'value', 'strides'], 'classToken');
@@ -161,7 +160,7 @@ function classInputs(
   if (o.axis === 'time') return undefined;
   const part = (name: 'query' | 'key' | 'value', of: Input) => {
     const label = `classToken.${name}`;
-    const x = asInput(c[name], c.strides?.[name], label, 4, device);
+    const x = asInput(c[name], c.strides?.[name], label, 4, 'device');
     sameType(x.tensor, of.tensor.type, label);
     sameDims(x.tensor, [batch, 1, ...of.tensor.dims.slice(3)], label);
     if (x.strides[3] !== of.strides[4]) {
@@ -182,22 +181,22 @@ function classInputs(
 
 /**
  * Checks q, k, v and the options; the caller has refused unknown ones.
- * @param device whether the op takes tensors on the device
+ * @param op name of the op, for messages
  */
 export function prepareFactorized(
+  op: string,
   q: TensorLike,
   k: TensorLike,
   v: TensorLike,
   o: FactorizedAttentionOptions,
-  device?: 'device',
 ): FactorizedPrepared {
   const axis = optionChoice(o?.axis ?? null, AXES, 'joint', 'axis');
   if (o.strides !== undefined) checkKeys(o.strides, ['query', 'key', 'value', 'output'], 'strides');
   const packed = o.tokens !== undefined;
   const rank = packed ? (q?.dims?.length === 4 ? 4 : 3) : 5;
-  const query = asInput(q, o.strides?.query, 'q', rank, device);
-  const key = asInput(k, o.strides?.key, 'k', rank, device);
-  const value = asInput(v, o.strides?.value, 'v', rank, device);
+  const query = asInput(q, o.strides?.query, 'q', rank, 'device');
+  const key = asInput(k, o.strides?.key, 'k', rank, 'device');
+  const value = asInput(v, o.strides?.value, 'v', rank, 'device');
   const qd = query.tensor.dims;
   const kd = key.tensor.dims;
   const vd = value.tensor.dims;
@@ -282,8 +281,7 @@ export function prepareFactorized(
   n[F.uniformEmpty] = optionChoice(o.emptyRows, EMPTY_ROWS, 'zero', 'emptyRows') === 'uniform' ? 1 : 0;
 
   const inputs: Tensor[] = [query.tensor, key.tensor, value.tensor];
-  const classToken =
-    o.classToken === undefined ? undefined : classInputs(o, batch, query, key, value, device);
+  const classToken = o.classToken === undefined ? undefined : classInputs(o, batch, query, key, value);
   if (classToken !== undefined) {
     for (const [x, at] of [
       [classToken.query, F.classQueryStrides],
@@ -302,24 +300,24 @@ export function prepareFactorized(
   let bias: Tensor<FloatType> | null = null;
   if (o.bias !== undefined) {
     refuse(axis === 'split-heads', 'bias', 'for axis split-heads');
-    bias = asTensor(o.bias, 'bias', FLOAT_TYPES, undefined, device);
+    bias = asTensor(o.bias, 'bias', FLOAT_TYPES, undefined, 'device');
     n.set(broadcast(bias, full, 'bias'), F.biasStrides);
     inputs.push(bias);
   }
   let mask: Tensor<'uint8'> | null = null;
   if (o.mask !== undefined) {
     refuse(axis === 'split-heads', 'mask', 'for axis split-heads');
-    mask = asTensor(o.mask, 'mask', ['uint8'], undefined, device);
+    mask = asTensor(o.mask, 'mask', ['uint8'], undefined, 'device');
     n.set(broadcast(mask, full, 'mask'), F.maskStrides);
     inputs.push(mask);
   }
-  const alibi = headVector(o.alibiSlopes, heads, 'alibiSlopes', device);
-  const sinks = headVector(o.sinks, heads, 'sinks', device);
+  const alibi = headVector(o.alibiSlopes, heads, 'alibiSlopes', 'device');
+  const sinks = headVector(o.sinks, heads, 'sinks', 'device');
   const perHead = [alibi, sinks].map((x) => (x === null ? null : makeTensor('float32', x, [x.length])));
   for (const x of perHead) if (x !== null) inputs.push(x);
   // Numbers per head and the tokens' indices may stay on the host: they are small, and copied with the call.
   const [alibiSlopes, headSinks] = perHead.map((x) => (x !== null && isOnDevice(x) ? x : null));
-  const place = placeOf('factorizedAttention', o, {
+  const place = placeOf(op, o, {
     q: query.tensor,
     k: key.tensor,
     v: value.tensor,

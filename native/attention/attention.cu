@@ -1,8 +1,8 @@
 // attention() on the device; definition and promises in attention.h.
 //
-// Two kernels. `exact` is the reference-grade one, for every type, head size and stride: fp32 throughout, a warp a row,
-// 32 keys at a time with one key per lane for q.k and one value column per lane for p v. `matrix` serves bf16 and fp16
-// with head sizes up to 256 on the matrix cores: a warp has 16 rows, the block's four warps share tiles of keys and
+// Two kernels here, and one for sequences of up to 64 keys in attention_short.cu. `exact` is the reference-grade one, for
+// every type, head size and stride: fp32 throughout, a warp a row, 32 keys at a time with one key per lane for q.k and
+// one value column per lane for p v. `matrix` serves bf16 and fp16 with head sizes up to 256 on the matrix cores: a warp has 16 rows, the block's four warps share tiles of keys and
 // values in shared memory; values arrive while q.k runs and the next keys while p v runs. Logits, maxima and sums are
 // fp32; p is rounded to the input type for its product (one rounding of 2^-9 in bf16, averaged over the keys).
 //
@@ -104,7 +104,8 @@ int64_t launch_matrix(const AttentionArgs& a, heddle_cuda_job& job) {
   const int64_t bytes = matrix_shared(Width);
   HEDDLE_ALLOW_SHARED((attention_matrix_kernel<T, Width>), bytes);
   const dim3 grid(static_cast<unsigned>(row_blocks(p, kMatrixRows)), static_cast<unsigned>(p.key_heads));
-  HEDDLE_LAUNCH((attention_matrix_kernel<T, Width>), grid, dim3(kMatrixThreads), bytes, job.stream, a, aligned_rows(p));
+  HEDDLE_LAUNCH((attention_matrix_kernel<T, Width>), grid, dim3(kMatrixThreads), bytes, job.stream, a, aligned_rows(p),
+                serves_short(p));
   return job.launched();
 }
 
@@ -138,6 +139,12 @@ int64_t launch_attention_on(const AttentionArgs& a, heddle_cuda_job& job) {
   const AttentionProblem& p = a.problem;
   if (p.sequences() == 0 || p.queries == 0 || p.query_heads == 0) return kOk;
   if (row_blocks(p, kExactRows) > INT32_MAX || p.key_heads > 65535) return kUnsupported;
+  if (all_short(p)) return launch_short_attention(a, job);
+  // Ragged sequences of which some may be short: each kernel leaves the other's alone.
+  if (p.query_offsets && serves_short(p)) {
+    const int64_t status = launch_short_attention(a, job);
+    if (status != kOk) return status;
+  }
   return with_float_type(p.type, [&](auto type) { return launch_any<decltype(type)::value>(a, job); });
 }
 

@@ -1,6 +1,7 @@
 // attention() for bf16 and fp16 on the matrix cores; see attention.cu.
 #pragma once
 #include "attention/attention_end.cuh"
+#include "attention/attention_launch.h"
 #include "cuda/matrix.cuh"
 
 namespace heddle {
@@ -46,9 +47,11 @@ __host__ __device__ constexpr int64_t matrix_shared(int width) {
   return 2 * (kMatrixRows + 2 * matrix_keys(width)) * (width + 8) + 4 * kMatrixThreads * (matrix_keys(width) / 2);
 }
 
-// Width: head_dim and value_dim rounded up. The four warps have 16 rows each.
+// Width: head_dim and value_dim rounded up. The four warps have 16 rows each. `skip_short`: sequences of few keys are
+// another kernel's.
 template <DType T, int Width>
-__global__ void __launch_bounds__(kMatrixThreads, Width == 64 ? 2 : 1) attention_matrix_kernel(AttentionArgs a, bool aligned) {
+__global__ void __launch_bounds__(kMatrixThreads, Width == 64 ? 2 : 1) attention_matrix_kernel(AttentionArgs a, bool aligned,
+                                                                                             bool skip_short) {
   constexpr int kKeys = matrix_keys(Width), kPitch = Width + 8, kWeightPitch = kKeys + 8;
   HEDDLE_DYNAMIC_SHARED(uint16_t, shared);
   uint16_t* queries = shared;
@@ -61,6 +64,7 @@ __global__ void __launch_bounds__(kMatrixThreads, Width == 64 ? 2 : 1) attention
   BlockRows rows;
   if (!find_rows(p, kMatrixRows, blockIdx.x, blockIdx.y, &rows)) return;
   const Sequence& s = rows.sequence;
+  if (skip_short && s.keys <= kShortKeys) return;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int g = lane / 4, t = lane % 4;
   const int64_t group = p.group(), key_head = rows.key_head;

@@ -65,6 +65,7 @@ inline AttentionProblem axis_problem(const FactorizedProblem& f, Axis axis, int3
     p.segments = f.batch * p.inner;
     p.inner = 1;
     p.batch = 1;
+    p.longest = p.queries;
     p.queries = f.tokens;
     p.query_offsets = p.key_offsets = joint ? f.batch_offsets : time ? f.patch_offsets : f.frame_offsets;
     p.order = time ? f.order : nullptr;

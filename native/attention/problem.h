@@ -52,6 +52,7 @@ struct AttentionProblem {
   int64_t batch_segments = 0;      // segments of a batch entry, 0 = all
   const int32_t* order = nullptr;  // position in the packed batch of each place in a segment
   Prefix prefix;
+  int64_t longest = 0;  // bound of the queries and keys of a segment, 0 = not known
 
   HEDDLE_BOTH int64_t sequences() const { return query_offsets ? segments : batch * inner; }
   HEDDLE_BOTH int32_t group() const { return key_heads ? query_heads / key_heads : 0; }

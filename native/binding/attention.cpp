@@ -4,6 +4,7 @@
 #include "attention/attention_backward.h"
 #include "attention/decode_attention.h"
 #include "attention/factorized_attention.h"
+#include "attention/kv_cache.h"
 #include "attention/rotary_embedding.h"
 #include "attention/stream_attention.h"
 
@@ -115,6 +116,61 @@ Napi::Value decode_attention_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), decode_attention);
 }
 
+// Pages on the device, in the order of lib/attention/kvPages.ts. These have no form on the CPU.
+KvPools kv_pools(Call& call) {
+  KvPools p;
+  p.type = static_cast<CacheType>(call.integer());
+  p.key_heads = static_cast<int32_t>(call.integer());
+  p.head_dim = static_cast<int32_t>(call.integer());
+  p.value_dim = static_cast<int32_t>(call.integer());
+  p.page_size = call.integer();
+  p.keys = call.array<void>();
+  p.values = call.array<void>();
+  p.key_scales = call.array<float>();
+  p.value_scales = call.array<float>();
+  return p;
+}
+template <class Args>
+Status on_device_only(const Args&, const Exec&) {
+  return kUnsupported;
+}
+
+Napi::Value kv_clear_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  KvClearArgs a;
+  a.pools = kv_pools(call);
+  a.pages = call.integer();
+  return call.submit(std::move(a), on_device_only);
+}
+
+Napi::Value kv_append_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  KvAppendArgs a;
+  a.pools = kv_pools(call);
+  a.copy_from = call.integer();
+  a.copy_to = call.integer();
+  a.table = call.array<const int32_t>();
+  a.position = call.integer();
+  a.count = call.integer();
+  a.keys = call.array<const void>();
+  a.key_type = call.dtype();
+  a.values = call.array<const void>();
+  a.value_type = call.dtype();
+  return call.submit(std::move(a), on_device_only);
+}
+
+Napi::Value kv_read_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  KvReadArgs a;
+  a.pools = kv_pools(call);
+  a.table = call.array<const int32_t>();
+  a.position = call.integer();
+  a.count = call.integer();
+  a.keys = call.array<float>();
+  a.values = call.array<float>();
+  return call.submit(std::move(a), on_device_only);
+}
+
 Napi::Value stream_attention_call(const Napi::CallbackInfo& info) {
   Call call(info);
   StreamAttentionArgs a;
@@ -192,21 +248,21 @@ FactorizedProblem factorized_problem(Call& call) {
   f.lse_batch = n.integer();
   f.lse_head = n.integer();
   f.type = call.dtype();
-  f.query = call.array<void>();
-  f.key = call.array<void>();
-  f.value = call.array<void>();
-  f.class_query = call.array<void>();
-  f.class_key = call.array<void>();
-  f.class_value = call.array<void>();
-  f.bias = call.array<void>();
+  f.query = call.array<const void>();
+  f.key = call.array<const void>();
+  f.value = call.array<const void>();
+  f.class_query = call.array<const void>();
+  f.class_key = call.array<const void>();
+  f.class_value = call.array<const void>();
+  f.bias = call.array<const void>();
   f.bias_type = call.dtype();
-  f.alibi = call.array<float>();
-  f.sinks = call.array<float>();
-  f.mask = call.array<uint8_t>();
-  f.batch_offsets = call.array<int32_t>();
-  f.frame_offsets = call.array<int32_t>();
-  f.patch_offsets = call.array<int32_t>();
-  f.order = call.array<int32_t>();
+  f.alibi = call.array<const float>();
+  f.sinks = call.array<const float>();
+  f.mask = call.array<const uint8_t>();
+  f.batch_offsets = call.array<const int32_t>();
+  f.frame_offsets = call.array<const int32_t>();
+  f.patch_offsets = call.array<const int32_t>();
+  f.order = call.array<const int32_t>();
   return f;
 }
 
@@ -253,7 +309,11 @@ void register_attention(Napi::Env env, Napi::Object exports) {
 
 void register_cuda_attention(CudaExports& ops) {
   ops.add("attention", attention_call, "heddle_cuda_attention");
+  ops.add("factorizedAttention", factorized_attention_call, "heddle_cuda_factorized_attention");
   ops.add("decodeAttention", decode_attention_call, "heddle_cuda_decode_attention");
+  ops.add("kvClear", kv_clear_call, "heddle_cuda_kv_clear");
+  ops.add("kvAppend", kv_append_call, "heddle_cuda_kv_append");
+  ops.add("kvRead", kv_read_call, "heddle_cuda_kv_read");
   ops.add("attentionBackward", attention_backward_call, "heddle_cuda_attention_backward");
   ops.add("factorizedAttentionBackward", factorized_attention_backward_call,
           "heddle_cuda_factorized_attention_backward");

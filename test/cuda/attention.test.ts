@@ -7,6 +7,7 @@ import { hasCuda, testCudaCases } from '../helpers/cuda.ts';
 
 testCudaCases('attention', [
   'attention',
+  'factorizedAttention',
   'decodeAttention',
   'attentionBackward',
   'factorizedAttentionBackward',

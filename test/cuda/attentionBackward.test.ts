@@ -205,4 +205,17 @@ describe.skipIf(!hasCuda())('cuda, factorizedAttentionBackward', () => {
     for (const t of moved) t.dispose();
     expect(cudaMemory().live).toBe(before.live);
   });
+
+  it('wants all tensors in one place', () => {
+    const [q, k, v, g] = [0, 1, 2, 3].map(() => draw('float32', [1, 2, 3, 1, 4]));
+    const { output, logSumExp } = factorizedAttentionSync(q, k, v, { axis: 'time', returnLogSumExp: true });
+    const device = q.toSync('cuda');
+    const saved = { axis: 'time', output, logSumExp: logSumExp as Tensor } as const;
+    expectThrow(
+      () => factorizedAttentionBackwardSync(g, device, k, v, saved),
+      'ERR_ARGUMENT',
+      /^factorizedAttentionBackward: q is on cuda but k is on cpu/,
+    );
+    device.dispose();
+  });
 });
