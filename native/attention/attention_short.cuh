@@ -14,7 +14,8 @@
 // matrix instructions of about 7 cycles and 4,096 exponentials at 16 per cycle to do: 450 + 256 cycles, and about 2,000
 // other warp instructions, 500 cycles, provided that other warps fill the waits of each. To keep 3.35 TB/s busy over 700 ns
 // takes 18 KB in flight per multiprocessor; the warps below have 27 KB each at T = 64, of which 8 fit, and 7 KB each
-// at T = 16, of which 16 fit (128 registers a thread). No second buffer is needed: one warp's copies run beside another's arithmetic.
+// at T = 16, of which 16 fit (128 registers a thread). No second buffer is needed: one warp's copies run beside another's
+// arithmetic.
 //
 // A row's bits depend on its own sequence alone, and which kernel computes it on the number of its keys alone. Values
 // that are not finite meet only weights that are not 0, as attention.h promises. Not measured on a GPU yet.
