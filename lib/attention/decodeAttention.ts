@@ -1,3 +1,4 @@
+import { allocateAt, isOnDevice, placeOf } from '../device.ts';
 import type { FloatType } from '../dtype.ts';
 import { FLOAT_TYPES } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
@@ -49,12 +50,13 @@ const OPTIONS: ReadonlySet<string> = new Set([
 
 const op: Op = { name: 'decodeAttention', reference: decodeAttentionReference };
 
-function prepare(q: TensorLike, cache: KVCache, options: DecodeAttentionOptions) {
+function prepare(q: TensorLike, cache: KVCache, options: DecodeAttentionOptions & OpOptions) {
   checkOptions(options, OPTIONS, 'decodeAttention');
   if (!(cache instanceof KVCache)) {
     throw new HeddleError('ERR_ARGUMENT', 'cache: expected a KVCache');
   }
-  const query = asTensor(q, 'q', FLOAT_TYPES, 4);
+  const query = asTensor(q, 'q', FLOAT_TYPES, 4, 'device');
+  checkCacheDevice(query, cache, options);
   const [batch, queries, heads, dim] = query.dims;
   const sequences = options?.sequences;
   if (!Array.isArray(sequences) || sequences.length !== batch) {
@@ -70,13 +72,15 @@ function prepare(q: TensorLike, cache: KVCache, options: DecodeAttentionOptions)
   // The keys live in the cache: an empty tensor stands for them while the shared options are checked.
   const none = (d: number) => makeTensor(query.type, allocate(query.type, 0), [batch, 0, cache.keyHeads, d]);
   const { softcap, scale, alibiSlopes, sinks } = options;
-  const { args, inputs } = prepareAttention(query, none(dim), none(cache.valueDim), {
-    causal: true,
-    softcap,
-    scale,
-    alibiSlopes,
-    sinks,
-  });
+  const shared = { causal: true, softcap, scale, alibiSlopes, sinks };
+  const onDevice = isOnDevice(query);
+  const { args, inputs } = prepareAttention(
+    query,
+    none(dim),
+    none(cache.valueDim),
+    shared,
+    onDevice ? 'device' : undefined,
+  );
   args[0][N.left] = left;
   for (const id of sequences) {
     if (cache.length(id) < queries) {
@@ -94,24 +98,28 @@ function prepare(q: TensorLike, cache: KVCache, options: DecodeAttentionOptions)
     }
   }
   const dims = [batch, queries, heads, cache.valueDim];
+  const lseDims = [batch, heads, queries];
   const given = options.out;
-  let output: Tensor<FloatType>;
-  if (given === undefined) {
-    output = makeTensor(query.type, allocate(query.type, batch * queries * heads * cache.valueDim), dims);
-  } else {
-    output = asTensor(given.output, 'out.output', [query.type]);
+  let output: Tensor<FloatType> | null = null;
+  let logSumExp: Tensor<'float32'> | null = null;
+  if (given !== undefined) {
+    output = asTensor(given.output, 'out.output', [query.type], undefined, 'device');
     checkOut(output, dims, inputs, 'out.output');
   }
-  const result: AttentionResult = { output };
-  if (options.returnLogSumExp === true || given?.logSumExp !== undefined) {
-    const lseDims = [batch, heads, queries];
-    if (given?.logSumExp === undefined) {
-      result.logSumExp = makeTensor('float32', new Float32Array(batch * heads * queries), lseDims);
-    } else {
-      result.logSumExp = asTensor(given.logSumExp, 'out.logSumExp', ['float32']);
-      checkOut(result.logSumExp, lseDims, [...inputs, output], 'out.logSumExp');
-    }
+  if (given?.logSumExp !== undefined) {
+    logSumExp = asTensor(given.logSumExp, 'out.logSumExp', ['float32'], undefined, 'device');
+    checkOut(logSumExp, lseDims, output === null ? inputs : [...inputs, output], 'out.logSumExp');
   }
+  const results = { 'out.output': output, 'out.logSumExp': logSumExp };
+  const place = placeOf('decodeAttention', options, { q: query, ...results });
+  if (output === null) {
+    const count = batch * queries * heads * cache.valueDim;
+    output = makeTensor(query.type, allocateAt(place, query.type, count), dims);
+  }
+  if (logSumExp === null && options.returnLogSumExp === true) {
+    logSumExp = makeTensor('float32', allocateAt(place, 'float32', batch * heads * queries), lseDims);
+  }
+  const result: AttentionResult = logSumExp === null ? { output } : { output, logSumExp };
   const { pools, table, starts, lengths } = cache.beginRead(sequences);
   const list = [
     ...args,
@@ -131,6 +139,27 @@ function prepare(q: TensorLike, cache: KVCache, options: DecodeAttentionOptions)
   return { args: list, result };
 }
 
+/** Pages on the device are read there, and only there; q goes to them, never they to q. */
+function checkCacheDevice(
+  query: Tensor,
+  cache: KVCache,
+  options: (DecodeAttentionOptions & OpOptions) | undefined,
+): void {
+  if (cache.device === 'cpu' && isOnDevice(query)) {
+    throw new HeddleError(
+      'ERR_ARGUMENT',
+      "decodeAttention: q is on cuda but the cache is on cpu; make the cache with device 'cuda' or await q.to('cpu')",
+    );
+  }
+  const backend = options?.backend;
+  if (cache.device === 'cuda' && backend !== undefined && backend !== 'auto' && backend !== 'cuda') {
+    throw new HeddleError(
+      'ERR_BACKEND',
+      `decodeAttention: the cache is on cuda, which backend ${backend} cannot read; use backend cuda`,
+    );
+  }
+}
+
 /**
  * Attention of the newest tokens over a {@link KVCache}: query i of n sees its sequence's tokens up to the one that
  * stands n - 1 - i before the end. Append their keys and values first.
@@ -139,9 +168,12 @@ function prepare(q: TensorLike, cache: KVCache, options: DecodeAttentionOptions)
  * bitwise the same in any batch, on any number of threads, and whether its pages are shared or not. In a cache with a
  * `window` the result has the same bits as in one that keeps everything. While a call is
  * running its sequences may be extended, truncated or freed: it reads the tokens that were there when it began.
+ * A cache on the device is read there, without copies of its pages; q may be there or on the CPU, and results are where
+ * q is.
  *
  * @param q `[batch, queries, heads, headDim]` float32, bfloat16 or float16; heads a multiple of the cache's
- * @throws HeddleError as {@link attention}; `ERR_ARGUMENT` for a sequence that does not exist, `ERR_DISPOSED`
+ * @throws HeddleError as {@link attention}; `ERR_ARGUMENT` for a sequence that does not exist, or for q on the
+ *   device and a cache that is not; `ERR_DISPOSED`
  */
 export async function decodeAttention(
   q: TensorLike,

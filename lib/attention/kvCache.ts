@@ -1,20 +1,12 @@
-import { nativeAddon } from '../backend.ts';
+import type { Location } from '../device.ts';
 import type { FloatType } from '../dtype.ts';
 import { FLOAT_TYPES } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { checkOptions, optionChoice, optionInteger } from '../op.ts';
-import { allocate, asTensor, makeTensor, type Tensor, type TensorLike, type TypedArray } from '../tensor.ts';
-import {
-  converted,
-  type KVCacheType,
-  type PageLayout,
-  type PagePools,
-  pageLayout,
-  readElement,
-  writeFloats,
-  writeIntegers,
-} from './kvLayout.ts';
+import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { type KVCacheType, type PagePools, pageLayout } from './kvLayout.ts';
 import { KV_CACHE_OPTION_NAMES, KV_CACHE_TYPES, type KVCacheOptions } from './kvOptions.ts';
+import { checkSource, DevicePages, HostPages, type KeysAndValues, type PageStore } from './kvPages.ts';
 import { MAX_HEAD_DIM } from './options.ts';
 
 export type { KVCacheType } from './kvLayout.ts';
@@ -49,10 +41,10 @@ export class KVCache {
   readonly pages: number;
   /** Bytes reserved. */
   readonly bytes: number;
+  /** Where the pages are. */
+  readonly device: Location;
 
-  #pools: PagePools | null;
-  #keyLayout: PageLayout;
-  #valueLayout: PageLayout;
+  #store: PageStore | null;
   /** Sequences that hold each page. */
   #holders: Int32Array;
   #free: number[] = [];
@@ -71,11 +63,12 @@ export class KVCache {
     this.type = optionChoice(o.type, KV_CACHE_TYPES, 'float32', 'type');
     this.pageSize = optionInteger(o.pageSize ?? 64, 1, 65536, 'pageSize');
     this.window = o.window === undefined ? undefined : optionInteger(o.window, 0, MAX_TOKENS, 'window');
-    this.#keyLayout = pageLayout(this.type, this.headDim, this.pageSize, false);
-    this.#valueLayout = pageLayout(this.type, this.valueDim, this.pageSize, true);
-    const { slots, top } = this.#keyLayout;
+    this.device = optionChoice(o.device, ['cpu', 'cuda'], 'cpu', 'device');
+    const keyLayout = pageLayout(this.type, this.headDim, this.pageSize, false);
+    const valueLayout = pageLayout(this.type, this.valueDim, this.pageSize, true);
+    const { slots, top } = keyLayout;
     const vectors = this.keyHeads * slots;
-    const elements = this.keyHeads * (this.#keyLayout.size + this.#valueLayout.size);
+    const elements = this.keyHeads * (keyLayout.size + valueLayout.size);
     const pageBytes =
       elements * (this.type === 'float32' ? 4 : top > 0 ? 1 : 2) + (top > 0 ? vectors * 8 : 0);
     if ((o.pages === undefined) === (o.maxBytes === undefined)) {
@@ -85,25 +78,9 @@ export class KVCache {
     const count = o.pages ?? Math.floor(o.maxBytes! / pageBytes);
     this.pages = optionInteger(count, 1, 2 ** 31 - 1, 'pages');
     this.bytes = this.pages * pageBytes;
-    const scales = () => (top > 0 ? allocate('float32', this.pages * vectors) : null);
-    const pool = (layout: PageLayout) => {
-      const type = this.type === 'int4' ? 'uint8' : this.type;
-      const data = allocate(type, this.pages * this.keyHeads * layout.size);
-      // Decoding streams over the pools: with 4 KiB pages of the system it would wait for address translation.
-      (nativeAddon()?.['adviseHugePages'] as ((x: TypedArray) => void) | undefined)?.(data);
-      return data;
-    };
-    this.#pools = {
-      type: this.type,
-      keyHeads: this.keyHeads,
-      headDim: this.headDim,
-      valueDim: this.valueDim,
-      pageSize: this.pageSize,
-      keys: pool(this.#keyLayout),
-      values: pool(this.#valueLayout),
-      keyScales: scales(),
-      valueScales: scales(),
-    };
+    const { type, keyHeads, headDim, valueDim, pageSize, pages } = this;
+    const shape = { type, keyHeads, headDim, valueDim, pageSize, pages, keyLayout, valueLayout };
+    this.#store = this.device === 'cuda' ? new DevicePages(shape) : new HostPages(shape);
     this.#holders = new Int32Array(this.pages);
     for (let p = this.pages - 1; p >= 0; p--) this.#free.push(p);
   }
@@ -133,9 +110,11 @@ export class KVCache {
 
   /**
    * Adds tokens at the end of a sequence.
-   * @param k `[tokens, keyHeads, headDim]` float32, bfloat16 or float16, stored in the cache's type
+   * @param k `[tokens, keyHeads, headDim]` float32, bfloat16 or float16, stored in the cache's type; for a cache on the
+   *   device, there or on the CPU
    * @param v `[tokens, keyHeads, valueDim]`
-   * @throws HeddleError `ERR_MEMORY` when too few pages are free
+   * @throws HeddleError `ERR_MEMORY` when too few pages are free; `ERR_ARGUMENT` for tokens on the device and a cache
+   *   that is not
    */
   append(sequence: number, k: TensorLike, v: TensorLike): void {
     const s = this.#get(sequence);
@@ -170,45 +149,44 @@ export class KVCache {
         `KVCache: ${tokens} tokens need ${needed} pages, ${available} are free of ${this.pages}`,
       );
     }
-    for (const page of s.pages.splice(0, drop)) this.#release(page);
+    const before: SequenceState = { ...s, pages: s.pages.slice() };
+    const released = s.pages.splice(0, drop);
+    const taken: number[] = [];
+    for (const page of released) this.#release(page);
     s.firstPage += drop;
+    let copied: { from: number; to: number } | null = null;
     if (copy) {
       const from = s.pages[s.pages.length - 1];
-      const page = this.#take();
-      this.#copyPage(from, page);
+      copied = { from, to: this.#take() };
+      taken.push(copied.to);
       this.#release(from);
-      s.pages[s.pages.length - 1] = page;
+      released.push(from);
+      s.pages[s.pages.length - 1] = copied.to;
     }
     s.cut = false;
-    while (s.pages.length < total - drop) s.pages.push(this.#take());
-    this.#store(s, keys, values);
+    while (s.pages.length < total - drop) {
+      const page = this.#take();
+      taken.push(page);
+      s.pages.push(page);
+    }
+    try {
+      const written = s.pages.slice(Math.floor(s.length / this.pageSize) - s.firstPage);
+      this.#open().append(written, s.length, keys, values, copied);
+    } catch (error) {
+      this.#undo(taken, released);
+      Object.assign(s, before);
+      throw error;
+    }
     s.length += tokens;
   }
 
-  /** Tokens [begin, end) of a sequence as the kernels see them, dequantised: for tests and for moving a cache. */
-  read(sequence: number, begin: number, end: number): { keys: Tensor<'float32'>; values: Tensor<'float32'> } {
+  /** Tokens [begin, end) of a sequence as the kernels see them, dequantised, on the CPU: for tests and for moving a cache. */
+  read(sequence: number, begin: number, end: number): KeysAndValues {
     const s = this.#get(sequence);
     optionInteger(end, 0, s.length, 'end');
     optionInteger(begin, s.firstPage * this.pageSize, end, 'begin');
-    const p = this.#open();
-    const part = (l: PageLayout, pool: TypedArray, scales: Float32Array | null) => {
-      const out = new Float32Array((end - begin) * this.keyHeads * l.dim);
-      let to = 0;
-      for (let at = begin; at < end; at++) {
-        const slot = at % this.pageSize;
-        const page = s.pages[Math.floor(at / this.pageSize) - s.firstPage];
-        for (let h = 0; h < this.keyHeads; h++) {
-          const vector = page * this.keyHeads + h;
-          const scale = scales === null ? 1 : scales[vector * l.slots + slot];
-          for (let e = 0; e < l.dim; e++) out[to++] = scale * readElement(l, pool, vector * l.size, slot, e);
-        }
-      }
-      return makeTensor('float32', out, [end - begin, this.keyHeads, l.dim]);
-    };
-    return {
-      keys: part(this.#keyLayout, p.keys, p.keyScales),
-      values: part(this.#valueLayout, p.values, p.valueScales),
-    };
+    const pages = s.pages.slice(Math.floor(begin / this.pageSize) - s.firstPage);
+    return this.#open().read(pages, begin, end - begin);
   }
 
   /** A new sequence with the same tokens; pages are shared until one of the two writes. */
@@ -250,7 +228,8 @@ export class KVCache {
 
   /** Gives all memory back; the cache cannot be used after. Decodes that run keep what they read. */
   dispose(): void {
-    this.#pools = null;
+    this.#store?.release();
+    this.#store = null;
     this.#sequences.clear();
     this.#free = [];
     this.#leaving = [];
@@ -263,7 +242,7 @@ export class KVCache {
     starts: Int32Array;
     lengths: Int32Array;
   } {
-    const pools = this.#open();
+    const { pools } = this.#open();
     const states = sequences.map((id) => this.#get(id));
     const width = states.reduce((most, s) => Math.max(most, s.pages.length), 1);
     const table = new Int32Array(states.length * width);
@@ -284,9 +263,9 @@ export class KVCache {
     return this.window === undefined ? 0 : Math.max(0, position - this.window);
   }
 
-  #open(): PagePools {
-    if (this.#pools === null) throw new HeddleError('ERR_DISPOSED', 'KVCache: used after dispose()');
-    return this.#pools;
+  #open(): PageStore {
+    if (this.#store === null) throw new HeddleError('ERR_DISPOSED', 'KVCache: used after dispose()');
+    return this.#store;
   }
 
   #get(sequence: number): SequenceState {
@@ -302,7 +281,8 @@ export class KVCache {
   }
 
   #input(value: TensorLike, dim: number, name: string): Tensor<FloatType> {
-    const t = asTensor(value, name, FLOAT_TYPES, 3);
+    const t = asTensor(value, name, FLOAT_TYPES, 3, 'device');
+    checkSource(t, this.device, name);
     if (t.dims[1] !== this.keyHeads || t.dims[2] !== dim) {
       throw new HeddleError(
         'ERR_SHAPE',
@@ -322,42 +302,14 @@ export class KVCache {
     if (--this.#holders[page] === 0) (this.#readers > 0 ? this.#leaving : this.#free).push(page);
   }
 
-  #copyPage(from: number, to: number): void {
-    const p = this.#open();
-    for (const [pool, size] of [
-      [p.keys, this.#keyLayout.size],
-      [p.values, this.#valueLayout.size],
-      [p.keyScales, this.#keyLayout.slots],
-      [p.valueScales, this.#keyLayout.slots],
-    ] as const) {
-      const n = this.keyHeads * size;
-      (pool as Float32Array | null)?.copyWithin(to * n, from * n, (from + 1) * n);
+  /** Takes back what an append that failed had taken and released, latest first. */
+  #undo(taken: number[], released: number[]): void {
+    for (const page of taken.reverse()) {
+      this.#holders[page] = 0;
+      this.#free.push(page);
     }
-  }
-
-  /** Writes new tokens behind the end of a sequence that has the pages for them. */
-  #store(s: SequenceState, keys: Tensor<FloatType>, values: Tensor<FloatType>): void {
-    const p = this.#open();
-    for (const [l, pool, scales, input] of [
-      [this.#keyLayout, p.keys, p.keyScales, keys],
-      [this.#valueLayout, p.values, p.valueScales, values],
-    ] as const) {
-      const from = converted(input, this.type);
-      const tokens = input.dims[0];
-      let start = 0;
-      for (let t = 0; t < tokens; t++) {
-        const at = s.length + t;
-        const slot = at % this.pageSize;
-        const page = s.pages[Math.floor(at / this.pageSize) - s.firstPage];
-        for (let h = 0; h < this.keyHeads; h++, start += l.dim) {
-          const vector = page * this.keyHeads + h;
-          if (scales === null) writeFloats(l, pool, vector * l.size, slot, from, start);
-          else {
-            const scale = writeIntegers(l, pool, vector * l.size, slot, from as Float32Array, start);
-            scales[vector * l.slots + slot] = scale;
-          }
-        }
-      }
+    for (const page of released.reverse()) {
+      if (this.#holders[page]++ === 0) (this.#readers > 0 ? this.#leaving : this.#free).pop();
     }
   }
 }

@@ -1,3 +1,4 @@
+import type { Location } from '../device.ts';
 import type { KVCacheType } from './kvLayout.ts';
 
 /** What a KVCache is made of. */
@@ -20,6 +21,11 @@ export interface KVCacheOptions {
   /** As many pages as fit into this many bytes. */
   maxBytes?: number;
   /**
+   * Where the pages are. Default `cpu`. On `cuda`, calls that touch them wait for the device, and {@link decodeAttention}
+   * computes there.
+   */
+  device?: Location;
+  /**
    * For sliding windows: keys to the left of a query that must stay, besides its own (`windowLeft` of
    * {@link decodeAttention}). An append gives back the pages that its first token can no longer see, so that a
    * sequence of any length needs `ceil((window + tokens of an append) / pageSize) + 1` pages. Positions go on counting.
@@ -36,5 +42,6 @@ export const KV_CACHE_OPTION_NAMES: ReadonlySet<string> = new Set([
   'pages',
   'maxBytes',
   'window',
+  'device',
 ]);
 export const KV_CACHE_TYPES: readonly KVCacheType[] = ['float32', 'bfloat16', 'float16', 'int8', 'int4'];

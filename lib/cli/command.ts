@@ -25,7 +25,7 @@ export interface OptionSpec {
 export const FILTER_OPTION: OptionSpec = {
   type: 'string',
   value: 'TEXT',
-  help: 'only cases whose "op: name" contains TEXT',
+  help: 'only cases whose "op: name" contains TEXT, or matches it where it is /a regular expression/',
 };
 
 /** Read by {@link seedOf}. */
@@ -105,16 +105,29 @@ export function numberOption(
   return value;
 }
 
-/** Cases of a family (all without one) whose `op: name` contains `filter`. */
+/** The test of a filter: a text contained in the label, or `/a regular expression/`; neither minds case. */
+function labelTest(filter: string): (label: string) => boolean {
+  const pattern = /^\/(.+)\/$/.exec(filter)?.[1];
+  if (pattern === undefined) {
+    const wanted = filter.toLowerCase();
+    return (label) => label.toLowerCase().includes(wanted);
+  }
+  try {
+    const expression = new RegExp(pattern, 'i');
+    return (label) => expression.test(label);
+  } catch (error) {
+    throw new UsageError(`--filter: ${(error as Error).message}`);
+  }
+}
+
+/** Cases of a family (all without one) whose `op: name` passes `filter`. */
 export function selectCases(cases: OpCase[], family: string | undefined, filter: unknown): OpCase[] {
   const families = [...new Set(cases.map((c) => c.family))];
   if (family !== undefined && !families.includes(family)) {
     throw new UsageError(`unknown family '${family}'; there is: ${families.join(', ')}`);
   }
-  const wanted = String(filter ?? '').toLowerCase();
-  return cases.filter(
-    (c) => (family === undefined || c.family === family) && caseLabel(c).toLowerCase().includes(wanted),
-  );
+  const matches = labelTest(String(filter ?? ''));
+  return cases.filter((c) => (family === undefined || c.family === family) && matches(caseLabel(c)));
 }
 
 /** A seed from the clock, short enough to be typed again. */

@@ -9,7 +9,8 @@ HEDDLE_INLINE int64_t page_chunks(const DecodeAttentionArgs& a, int64_t batch, i
   const AttentionProblem& p = a.problem;
   const int group = cache_group(a.cache_type), word = cache_word_bytes(a.cache_type);
   const int64_t slots = padded_slots(a.page_size), first_page = a.starts[batch] / a.page_size;
-  const int64_t key_bytes = slots * ((p.head_dim + group - 1) / group) * word, value_bytes = slots / group * p.value_dim * word;
+  const int64_t words = (p.head_dim + group - 1) / group;
+  const int64_t key_bytes = slots * words * word, value_bytes = slots / group * p.value_dim * word;
   const int32_t* table = a.table + batch * a.table_stride;
   int64_t count = 0;
   for (int64_t key = begin; key < end;) {
@@ -26,6 +27,9 @@ HEDDLE_INLINE int64_t page_chunks(const DecodeAttentionArgs& a, int64_t batch, i
     c.begin = static_cast<int>(slot);
     c.end = static_cast<int>(last);
     c.at = static_cast<int>(first - part_key);
+    c.first_key = c.keys + slot / kSlotBlock * kSlotBlock * words * word;
+    c.first_value = c.values + slot / group * p.value_dim * word;
+    c.ahead = 0;
     key = first + last;
   }
   return count;
@@ -38,11 +42,11 @@ static void decode_rows(const DecodeAttentionArgs& a, const DotKernels* dot, con
   if (cache_is_integer(T) && dot) {
     dot_scores<T>(*dot, q, m, chunks, p.head_dim, rows);
   } else {
-    part_scores<T>(q, m, ReadyChunks{m, chunks}, p.head_dim, rows);
+    part_scores<T>(q, m, ReadyChunks{m, chunks, rows}, p.head_dim, rows);
   }
   for (int r = 0; r < rows; ++r) {
-    // The first chunk of values was fetched with the last keys.
-    const char* ahead = m.chunks[chunks > 1 ? 1 : 0].values + r * 2 * kDecodePart * 4;
+    const char* ahead[2];
+    softmax_ahead(m, chunks, r, ahead);
     const PartMax x = part_softmax(row[r], begin, end, m.scores + r * kPartStride, ahead);
     partial[r * stride] = x.shift;
     partial[r * stride + 1] = x.total;
@@ -50,7 +54,7 @@ static void decode_rows(const DecodeAttentionArgs& a, const DotKernels* dot, con
   if (cache_is_integer(T) && dot) {
     dot_values<T>(*dot, m, chunks, p.value_dim, rows, begin, end);
   } else {
-    part_values<T>(m, ReadyChunks{m, chunks}, p.value_dim, rows);
+    part_values<T>(m, ReadyChunks{m, chunks, rows}, p.value_dim, rows);
   }
   const int64_t columns = (p.value_dim + 15) / 16 * 16;
   for (int r = 0; r < rows; ++r) {
@@ -87,17 +91,33 @@ static void pack_unit(const DecodeAttentionArgs& a, const DotKernels* dot, int64
   }
 }
 
+struct DecodeUnit {
+  int64_t batch, key_head, part;
+};
+
+// At most `count` chunks (and one) that a unit reads first.
+HEDDLE_INLINE int64_t first_chunks(const DecodeAttentionArgs& a, const DecodeUnit& u, int64_t count, PartChunk* out) {
+  const int64_t part_key = u.part * kDecodePart, seen = first_seen(a, query_key(a, u.batch, 0));
+  const int64_t begin = seen > part_key ? seen : part_key, length = a.lengths[u.batch];
+  const int64_t end = begin + count * (a.page_size < kChunk ? a.page_size : kChunk);
+  return page_chunks(a, u.batch, u.key_head, part_key, begin, end < length ? end : length, out);
+}
+
 // One part of one sequence for one key head: partial shifts, totals and sums of its rows.
-static bool decode_part(const DecodeAttentionArgs& a, const DotKernels* dot, int64_t batch, int64_t key_head, int64_t part,
-                        const char* next, float* partial) {
+static bool decode_part(const DecodeAttentionArgs& a, const DotKernels* dot, const DecodeUnit& u, const DecodeUnit* next,
+                        float* partial) {
   const AttentionProblem& p = a.problem;
+  const int64_t batch = u.batch, key_head = u.key_head;
   const int64_t group = p.group(), rows = p.queries * group, stride = decode_row_floats(p);
-  const int64_t part_key = part * kDecodePart;
-  const int64_t most = kDecodePart / (a.page_size < kChunk ? a.page_size : kChunk) + kDecodePart / a.page_size + 4;
+  const int64_t part_key = u.part * kDecodePart, slots = a.page_size < kChunk ? a.page_size : kChunk;
+  const int64_t most = kDecodePart / slots + kDecodePart / a.page_size + 4 + kMaxLead + 2;
   char* base = static_cast<char*>(attention_scratch(part_scratch(p.value_dim, most, dot, nullptr).bytes));
   if (!base) return false;
   PartScratch m = part_scratch(p.value_dim, most, dot, base);
-  m.next = next;
+  const int64_t vector_bytes = int64_t{p.value_dim} * cache_word_bytes(a.cache_type) / cache_group(a.cache_type);
+  m.chunk_bytes = slots * vector_bytes > 0 ? slots * vector_bytes : 1;
+  m.lead = kLeadBytes / m.chunk_bytes;
+  m.lead = m.lead < 1 ? 1 : m.lead > kMaxLead ? kMaxLead : m.lead;
   for (int64_t first = 0; first < rows; first += kPartRows) {
     const int count = static_cast<int>(rows - first < kPartRows ? rows - first : kPartRows);
     PartRow row[kPartRows];
@@ -123,6 +143,7 @@ static bool decode_part(const DecodeAttentionArgs& a, const DotKernels* dot, int
       continue;
     }
     const int64_t chunks = page_chunks(a, batch, key_head, part_key, part_key + lo, part_key + hi, m.chunks);
+    if (next) m.following = first_chunks(a, *next, m.lead, m.chunks + chunks);
     const int begin = lo / 32 * 32, end = (hi + 31) / 32 * 32;
     const PartQuery q = unit_query(a, batch, key_head, first / kPartRows);
     switch (a.cache_type) {
@@ -181,9 +202,6 @@ Status decode_parts(const DecodeAttentionArgs& a, const Exec& exec) {
   const AttentionProblem& p = a.problem;
   const DotKernels* dot = cache_is_integer(a.cache_type) ? dot_kernels(HEDDLE_REGION_ISA) : nullptr;
   const int64_t units = a.first_part[p.batch] * p.key_heads, rows = p.queries * p.group();
-  struct Unit {
-    int64_t batch, key_head, part;
-  };
   auto unit = [&](int64_t i) {
     const int64_t part = i / p.key_heads;
     int64_t lo = 0, hi = p.batch;  // the last batch entry whose first part is <= part
@@ -191,12 +209,7 @@ Status decode_parts(const DecodeAttentionArgs& a, const Exec& exec) {
       const int64_t mid = (lo + hi) / 2;
       (a.first_part[mid] <= part ? lo : hi) = mid;
     }
-    return Unit{lo, i % p.key_heads, part - a.first_part[lo] + a.part_offset[lo]};
-  };
-  auto first_keys = [&](const Unit& u) {
-    PartChunk c;
-    const int64_t seen = first_seen(a, query_key(a, u.batch, 0)), begin = u.part * kDecodePart, key = seen > begin ? seen : begin;
-    return page_chunks(a, u.batch, u.key_head, begin, key, key + 1, &c) ? c.keys : nullptr;
+    return DecodeUnit{lo, i % p.key_heads, part - a.first_part[lo] + a.part_offset[lo]};
   };
   bool done = parallel_for(exec, p.batch * p.key_heads, 1 + 32 / (rows + 1), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) pack_unit(a, dot, i / p.key_heads, i % p.key_heads);
@@ -208,9 +221,9 @@ Status decode_parts(const DecodeAttentionArgs& a, const Exec& exec) {
   Failure failure;
   done = parallel_for(exec, units, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Unit u = unit(i);
-      const char* next = i + 1 < end ? first_keys(unit(i + 1)) : nullptr;
-      if (!decode_part(a, dot, u.batch, u.key_head, u.part, next, a.partial + i * a.partial_floats)) failure.set();
+      const bool more = i + 1 < end;
+      const DecodeUnit u = unit(i), next = unit(more ? i + 1 : i);
+      if (!decode_part(a, dot, u, more ? &next : nullptr, a.partial + i * a.partial_floats)) failure.set();
     }
   });
   if (failure.get()) return kNoMemory;
@@ -226,8 +239,9 @@ Status decode_parts(const DecodeAttentionArgs& a, const Exec& exec) {
 // what a plain read of the same pools reaches between the calls, with one and four query heads per key head:
 // - 32,768 keys: float32 85 and 77 %. 131,072 keys: bfloat16 89 and 76 %, int8 80 to 85 and 59 to 62 %, int4 69 to 83
 //   and 39 to 48 %.
-// - Four rows on int8 and int4 are bound by arithmetic: 48,000 and 44,000 cycles per part and key head with the data in
-//   L2, of which 25,000 are vpdpbusd (24 bits of q and of p take three each). At one row the same data take 31,000 and
-//   17,000. Widening to fp32 needs half as many operations again; fewer bits of q or p miss the bound of 5e-6.
-// Reasoned, not measured one by one: KVCache asks for 2 MiB pages; each chunk fetches the next one while it is computed,
-// the softmax fetches values, and a tile of several units knows the keys of its next unit; q is packed once per call.
+// - Four rows on int8 and int4 are bound by arithmetic: on one core a part and key head take 15.1 and 14.1 us from memory
+//   and as much from L2, of which vpdpbusd at its peak takes 9.0 (24 bits of q and of p take three each); reading takes
+//   9.5 and 4.8. One row takes 10.8 and 6.4. Widening to fp32 needs half as many operations again; fewer bits of q or p
+//   miss the bound of 5e-6.
+// Reasoned, not measured one by one: KVCache asks for 2 MiB pages; memory is fetched kLeadBytes before it is computed on,
+// across passes and units of a tile; q is packed once per call.

@@ -14,8 +14,9 @@
 // The keys of a sequence are split into parts of kDecodePart at fixed positions, each with its own (max, sum, output);
 // the parts are merged in key order in float64. Parts depend on positions alone, so a sequence's result is bitwise the
 // same in any batch, on any number of threads, with any page size, and whether pages before its window are still there.
-// Precision as in attention.h. With vpdpbusd, q and p are split into three signed bytes (24 bits below the largest
-// element of q, or of p times scale in the part), and the products with int8 and int4 elements are exact.
+// Precision as in attention.h. With vpdpbusd, q is split into three signed bytes and p into three unsigned ones (24 bits
+// below the largest element of q, or of p times scale in the part; so the scales of values must not be negative, and
+// KVCache's never are), and the products with int8 and int4 elements are exact.
 //
 // Cost: every key and value is read once per 16 rows (rows = queries x group). Lessons, measured on a Xeon:
 // see the end of decode_attention-inl.h.

@@ -1,4 +1,5 @@
-// DotKernels on vpdpbusd (AVX-512 VNNI): the unsigned operand is the cache's word, the signed one a piece of q or p.
+// DotKernels on vpdpbusd (AVX-512 VNNI). Keys are the unsigned operand and q the signed one; weights are not negative, so
+// they are the unsigned operand and int8 values the signed one as they stand.
 #include "attention/part.h"
 #include "simd/simd.h"
 
@@ -19,17 +20,24 @@ HEDDLE_INLINE void dot(__m512i& acc, __m512i u, __m512i s) { __asm__("vpdpbusd %
 HEDDLE_INLINE void dot(__m512i& acc, __m512i u, __m512i s) { acc = _mm512_dpbusd_epi32(acc, u, s); }
 #endif
 
-// The bytes of a word as unsigned numbers: x + 128, or the nibbles x + 8 of elements 0 to 3 and 4 to 7.
+// The bytes of a word: nibbles x + 8 of elements 0 to 3 and 4 to 7, or x itself.
 template <bool Four>
-HEDDLE_INLINE void load_unsigned(const char* p, __m512i* u) {
+HEDDLE_INLINE void load_bytes(const char* p, __m512i* u) {
   const __m512i w = _mm512_loadu_si512(p);
   if constexpr (Four) {
     const __m512i low = _mm512_set1_epi8(15);
     u[0] = _mm512_and_si512(w, low);
     u[1] = _mm512_and_si512(_mm512_srli_epi32(w, 4), low);
   } else {
-    u[0] = _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80)));
+    u[0] = w;
   }
+}
+
+// The same as unsigned numbers: x + 128 for int8.
+template <bool Four>
+HEDDLE_INLINE void load_unsigned(const char* p, __m512i* u) {
+  load_bytes<Four>(p, u);
+  if constexpr (!Four) u[0] = _mm512_xor_si512(u[0], _mm512_set1_epi8(static_cast<char>(0x80)));
 }
 
 template <bool Four, int R, int B>
@@ -51,7 +59,7 @@ static void score_tile(const PartChunk& c, int slot, const DotQuery& q, int word
     __m512i u[B][2];
     HEDDLE_UNROLL(16)
     for (int b = 0; b < B; ++b) {
-      HEDDLE_PREFETCH(k + b * step + ahead);
+      HEDDLE_PREFETCH_L2(k + b * step + ahead);
       load_unsigned<Four>(k + b * step, u[b]);
     }
     HEDDLE_UNROLL(16)
@@ -101,8 +109,8 @@ static void scores(bool four, const PartChunk& c, const DotQuery& q, int dim, in
 }
 
 template <bool Four, int R, int C>
-static void value_tile(const PartChunk* chunks, int count, const int8_t* part, int dim, int column, int columns,
-                       int32_t* sums, const char* next) {
+static void value_tile(const PartChunk* chunks, int count, const uint8_t* part, int dim, int column, int columns,
+                       int32_t* sums) {
   constexpr int S = Four ? 2 : 1, G = 4 * S;
   const int left = dim - column;
   __m512i a[R][3][C];
@@ -116,12 +124,11 @@ static void value_tile(const PartChunk* chunks, int count, const int8_t* part, i
   }
   for (int n = 0; n < count; ++n) {
     const PartChunk& c = chunks[n];
-    const int first = c.begin / G, last = (c.end + G - 1) / G;
-    const char* v = c.values + (int64_t{first} * dim + column) * 4;
-    const int8_t* pieces = part + c.at + c.begin;
-    // The first pass over the columns fetches what comes kDotChunks later.
-    const int64_t ahead = next ? next + (c.values - chunks[0].values) - c.values : 0;
-    for (int w = first; w < last; ++w) {
+    const int words = (c.end + G - 1) / G - c.begin / G;
+    const char* v = c.first_value + column * 4;
+    const uint8_t* digits = part + (c.at + c.begin) * 4;
+    const int64_t ahead = c.ahead;
+    for (int w = 0; w < words; ++w) {
       __m512i u[C][2];
       HEDDLE_UNROLL(16)
       for (int k = 0; k < C; ++k) {
@@ -129,9 +136,9 @@ static void value_tile(const PartChunk* chunks, int count, const int8_t* part, i
         if (C == 1 && left < 16) {
           alignas(64) char t[64] = {};
           memcpy(t, v, static_cast<size_t>(left) * 4);
-          load_unsigned<Four>(t, u[k]);
+          load_bytes<Four>(t, u[k]);
         } else {
-          load_unsigned<Four>(v + k * 64, u[k]);
+          load_bytes<Four>(v + k * 64, u[k]);
         }
       }
       HEDDLE_UNROLL(16)
@@ -141,14 +148,14 @@ static void value_tile(const PartChunk* chunks, int count, const int8_t* part, i
           HEDDLE_UNROLL(16)
           for (int i = 0; i < 3; ++i) {
             int32_t x;
-            memcpy(&x, pieces + (r * 3 + i) * kPieceStride + s * 4, 4);
+            memcpy(&x, digits + r * kDigitStride + s * 16 + i * 4, 4);
             const __m512i y = _mm512_set1_epi32(x);
             HEDDLE_UNROLL(16)
-            for (int k = 0; k < C; ++k) dot(a[r][i][k], u[k][s], y);
+            for (int k = 0; k < C; ++k) dot(a[r][i][k], y, u[k][s]);
           }
         }
       }
-      pieces += G;
+      digits += G * 4;
       v += int64_t{dim} * 4;
     }
   }
@@ -165,10 +172,9 @@ static void value_tile(const PartChunk* chunks, int count, const int8_t* part, i
 struct ValueCall {
   const PartChunk* chunks;
   int count;
-  const int8_t* pieces;
+  const uint8_t* digits;
   int dim, columns;
   int32_t* sums;
-  const char* next;
 };
 
 template <bool Four, int R>
@@ -176,16 +182,16 @@ static void value_rows(const ValueCall& x) {
   constexpr int C = R == 1 ? 8 : R == 2 ? 4 : 2;
   int column = 0;
   for (; column + C * 16 <= x.dim; column += C * 16) {
-    value_tile<Four, R, C>(x.chunks, x.count, x.pieces, x.dim, column, x.columns, x.sums, x.next);
+    value_tile<Four, R, C>(x.chunks, x.count, x.digits, x.dim, column, x.columns, x.sums);
   }
   for (; column < x.dim; column += 16) {
-    value_tile<Four, R, 1>(x.chunks, x.count, x.pieces, x.dim, column, x.columns, x.sums, x.next);
+    value_tile<Four, R, 1>(x.chunks, x.count, x.digits, x.dim, column, x.columns, x.sums);
   }
 }
 
-static void values(bool four, const PartChunk* chunks, int count, const int8_t* pieces, int dim, int columns, int rows,
-                   int32_t* sums, const char* next) {
-  const ValueCall x{chunks, count, pieces, dim, columns, sums, next};
+static void values(bool four, const PartChunk* chunks, int count, const uint8_t* digits, int dim, int columns, int rows,
+                   int32_t* sums) {
+  const ValueCall x{chunks, count, digits, dim, columns, sums};
   switch (rows) {
     case 1: return four ? value_rows<true, 1>(x) : value_rows<false, 1>(x);
     case 2: return four ? value_rows<true, 2>(x) : value_rows<false, 2>(x);
@@ -207,15 +213,22 @@ static void split(const float* x, float factor, int count, int8_t* hi, int8_t* m
   }
 }
 
-static int32_t sum(const int8_t* x, int count) {
+static void digits(const float* x, float factor, int count, uint8_t* out, int32_t* sums) {
+  const __m512i order = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(2, 6, 10, 14, 1, 5, 9, 13, 0, 4, 8, 12, -128, -128, -128, -128));  // high, middle, low, zeros
+  const __m512i one = _mm512_set1_epi8(1);
   __m512i total = _mm512_setzero_si512();
-  int i = 0;
-  for (; i + 64 <= count; i += 64) dot(total, _mm512_set1_epi8(1), _mm512_loadu_si512(x + i));
-  if (i < count) {
-    const __m512i rest = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i)));
-    dot(total, _mm512_set1_epi8(1), _mm512_zextsi256_si512(_mm512_castsi512_si256(rest)));
+  for (int i = 0; i < count; i += 16) {
+    const __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(factor)));
+    const __m512i d = _mm512_shuffle_epi8(n, order);
+    _mm512_storeu_si512(out + i * 4, d);
+    dot(total, d, one);
   }
-  return _mm512_reduce_add_epi32(total);
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(total), _mm512_extracti64x4_epi64(total, 1));
+  const __m128i quarter = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  alignas(16) int32_t t[4];
+  _mm_store_si128(reinterpret_cast<__m128i*>(t), quarter);
+  for (int i = 0; i < 3; ++i) sums[i] = t[i];
 }
 
 }  // namespace decode_dot
@@ -228,7 +241,7 @@ static int32_t sum(const int8_t* x, int count) {
 
 namespace heddle {
 const DotKernels* dot_kernels(Isa isa) {
-  static const DotKernels kernels{decode_dot::scores, decode_dot::values, decode_dot::split, decode_dot::sum};
+  static const DotKernels kernels{decode_dot::scores, decode_dot::values, decode_dot::split, decode_dot::digits};
   return isa == Isa::kAvx512 && cpu_features().avx512_vnni ? &kernels : nullptr;
 }
 }  // namespace heddle

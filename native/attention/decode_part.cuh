@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
   using Steps = WordSteps<T>;
   constexpr int kGroups = Width / 32;
   // Loads under way, as far as registers reach without spills.
-  constexpr int kUnroll = Width > 128 && Steps::kPieces > 1 ? 1 : Width > 128 || Pieces > 1 ? 2 : 4;
+  [[maybe_unused]] constexpr int kUnroll = Width > 128 && Steps::kPieces > 1 ? 1 : Width > 128 || Pieces > 1 ? 2 : 4;
   __shared__ PageBlock pages[kPartBlocks];  // where each 16 keys lie
   HEDDLE_DYNAMIC_SHARED(unsigned char, shared);
   auto* fragments = reinterpret_cast<uint4*>(shared);

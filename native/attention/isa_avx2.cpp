@@ -27,6 +27,8 @@
 
 #include "attention/part-inl.h"
 
+#include "attention/part_rows-inl.h"
+
 #include "attention/part_dot-inl.h"
 
 #include "attention/decode_attention-inl.h"

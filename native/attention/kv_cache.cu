@@ -153,24 +153,28 @@ int pools_of(const KvPools& p, Pool* out) {
   return 4;
 }
 
+int64_t copy_page(const KvPools& p, int64_t from, int64_t to, heddle_cuda_job& job) {
+  Pool pools[4];
+  const int count = pools_of(p, pools);
+  for (int i = 0; i < count; ++i) {
+    char* base = static_cast<char*>(pools[i].data);
+    const cudaError_t error =
+        cudaMemcpyAsync(base + to * pools[i].bytes, base + from * pools[i].bytes, static_cast<size_t>(pools[i].bytes),
+                        cudaMemcpyDeviceToDevice, job.stream);
+    if (error != cudaSuccess) return cuda::failed(error, "copy of a page");
+  }
+  return kOk;
+}
+
 }  // namespace
 
 HEDDLE_CUDA_OP(kv_clear, KvClearArgs) {
   Pool pools[4];
   const int count = pools_of(a.pools, pools);
   for (int i = 0; i < count; ++i) {
-    cudaMemsetAsync(pools[i].data, 0, static_cast<size_t>(pools[i].bytes * a.pages), job.stream);
-  }
-  return job.launched();
-}
-
-HEDDLE_CUDA_OP(kv_copy_page, KvCopyArgs) {
-  Pool pools[4];
-  const int count = pools_of(a.pools, pools);
-  for (int i = 0; i < count; ++i) {
-    char* base = static_cast<char*>(pools[i].data);
-    cudaMemcpyAsync(base + a.to * pools[i].bytes, base + a.from * pools[i].bytes, static_cast<size_t>(pools[i].bytes),
-                    cudaMemcpyDeviceToDevice, job.stream);
+    const cudaError_t error =
+        cudaMemsetAsync(pools[i].data, 0, static_cast<size_t>(pools[i].bytes * a.pages), job.stream);
+    if (error != cudaSuccess) return cuda::failed(error, "cudaMemsetAsync");
   }
   return job.launched();
 }
@@ -178,6 +182,10 @@ HEDDLE_CUDA_OP(kv_copy_page, KvCopyArgs) {
 HEDDLE_CUDA_OP(kv_append, KvAppendArgs) {
   const KvPools& p = a.pools;
   if (a.count == 0) return kOk;
+  if (a.copy_from >= 0) {
+    const int64_t status = copy_page(p, a.copy_from, a.copy_to, job);
+    if (status != kOk) return status;
+  }
   if (p.integers()) {
     const dim3 grid(blocks_for(a.count * p.key_heads * kWarp), 2);
     HEDDLE_LAUNCH(kv_scale_kernel, grid, dim3(kThreads), 0, job.stream, a);

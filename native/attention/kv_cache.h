@@ -1,12 +1,11 @@
-// A cache of keys and values in pages, on the device. No front calls this yet, and it is not tested: KVCache keeps its
-// pages on the host (lib/attention/kvCache.ts), and decodeAttention with backend cuda copies them at every call.
+// A cache of keys and values in pages, on the device: KVCache with device cuda (lib/attention/kvPages.ts).
 //
 // Layout of the pools: decode_attention.h. The front owns the block tables; what is done to pages is done here:
 //   clear      all pools become zero (padded dims and slots are read, with weight 0)
 //   append     writes tokens behind the end of a sequence. int8 and int4: scale = largest magnitude / 127 or / 7 in
 //              fp32, element = floor(x / scale + 1/2) in fp64: the bits of the CPU. A vector with a NaN or an infinity
-//              gets the scale NaN and zeros.
-//   copy page  before a shared page is written
+//              gets the scale NaN and zeros. A shared page is copied first, in the same job: either both are done or
+//              neither.
 //   read       elements times scale, as float32
 #pragma once
 #include "attention/decode_attention.h"
@@ -35,14 +34,10 @@ struct KvClearArgs {
   int64_t pages = 0;
 };
 
-struct KvCopyArgs {
-  KvPools pools;
-  int64_t from = 0, to = 0;
-};
-
 // Token t of `count` stands at position + t; `table` holds the pages from position / page_size on.
 struct KvAppendArgs {
   KvPools pools;
+  int64_t copy_from = -1, copy_to = -1;  // a page that is copied first; -1: none
   const int32_t* table = nullptr;
   int64_t position = 0, count = 0;
   const void *keys = nullptr, *values = nullptr;  // [count, key_heads, dim]

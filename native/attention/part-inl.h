@@ -75,7 +75,7 @@ static void score_tile(const PartChunk& c, int slot, const float* q, int words, 
     vi w[B];
     HEDDLE_UNROLL(8)
     for (int b = 0; b < B; ++b) {
-      if (W >= 8) HEDDLE_PREFETCH(k[b] + ahead);
+      if (W >= 8) HEDDLE_PREFETCH_L2(k[b] + ahead);
       w[b] = load_words<T>(k[b]);
       k[b] += kSlotBlock * kBytes;
     }
@@ -139,7 +139,7 @@ static void value_tile(const PartChunk& c, const float* weights, int columns, in
     vi w[C];
     HEDDLE_UNROLL(8)
     for (int i = 0; i < C; ++i) {
-      if (W >= 8) HEDDLE_PREFETCH(v + i * W * kBytes + ahead);
+      if (W >= 8) HEDDLE_PREFETCH_L2(v + i * W * kBytes + ahead);
       w[i] = left >= C * W ? load_words<T>(v + i * W * kBytes) : load_words_n<T>(v + i * W * kBytes, left - i * W);
     }
     value_step<T, R, C, Careful>(w, weights, a);
@@ -200,13 +200,13 @@ struct PartMax {
 };
 
 // Scores of keys [begin, end) (multiples of 32) become weights 2^(z - shift), 0 where not visible. Each lane adds the
-// keys at its place in order. Meanwhile memory is kept busy with what comes `ahead`: a line for each 16 keys.
-HEDDLE_INLINE PartMax part_softmax(const PartRow& row, int begin, int end, float* s, const char* ahead,
+// keys at its place in order. Meanwhile memory is kept busy: each pass fetches 4 KiB from its address of `ahead` on.
+HEDDLE_INLINE PartMax part_softmax(const PartRow& row, int begin, int end, float* s, const char* const* ahead,
                                    bool want_best = false) {
   const vf none = set1(-HUGE_VALF);
   vf top = none;
   for (int j = begin; j < end; j += W) {
-    if (W >= 8) HEDDLE_PREFETCH_L2(ahead + j * 4);
+    if (W >= 8) HEDDLE_PREFETCH_L2(ahead[0] + j * 4);
     vf z = load(s + j);
     if (row.transform) {
       z = mul(z, set1(row.scale));
@@ -240,8 +240,8 @@ HEDDLE_INLINE PartMax part_softmax(const PartRow& row, int begin, int end, float
   const vf f = set1(factor), m = set1(r.shift == kNegInf ? 0.0f : -r.shift);
   vf sum[2] = {set1(0.0f), set1(0.0f)};
   for (int j = begin; j < end; j += 2 * W) {
-    if (W >= 8) HEDDLE_PREFETCH_L2(ahead + kDecodePart * 4 + j * 4);
-    if (W >= 8) HEDDLE_PREFETCH_L2(ahead + kDecodePart * 4 + j * 4 + 64);
+    if (W >= 8) HEDDLE_PREFETCH_L2(ahead[1] + j * 4);
+    if (W >= 8) HEDDLE_PREFETCH_L2(ahead[1] + j * 4 + 64);
     const vf a = exp2_lanes(fma(load(s + j), f, m)), b = exp2_lanes(fma(load(s + j + W), f, m));
     store(s + j, a);
     store(s + j + W, b);
@@ -291,105 +291,3 @@ struct ValueChunkCall {
   template <int R>
   inline void run() const { value_chunk<T, R, false>(c, weights, columns, sums, stride, ahead); }
 };
-
-// ---- The rows of one part over its chunks ----
-
-struct PartScratch {
-  float *scores, *weights, *sums;
-  int32_t* products;  // of the integer kernels
-  int8_t* pieces;
-  PartChunk* chunks;
-  const char* next = nullptr;  // what is read after this part
-  int64_t bytes;
-};
-
-HEDDLE_INLINE PartScratch part_scratch(int value_dim, int64_t chunks, bool dot, char* base) {
-  PartScratch m;
-  int64_t at = 0;
-  auto take = [&](int64_t n) {
-    char* x = base + at;
-    at += (n + 63) / 64 * 64;
-    return x;
-  };
-  const int64_t columns = (value_dim + 15) / 16 * 16;
-  m.scores = reinterpret_cast<float*>(take(int64_t{kPartRows} * kPartStride * 4)) + kScoreSlack;
-  m.weights = reinterpret_cast<float*>(take(kMicroRows * kChunk * 4));
-  m.sums = reinterpret_cast<float*>(take(kPartRows * columns * 4));
-  m.products = reinterpret_cast<int32_t*>(take(dot ? kMicroRows * 3 * columns * 4 : 0));
-  m.pieces = reinterpret_cast<int8_t*>(take(dot ? kMicroRows * 3 * kPieceStride : 0));
-  m.chunks = reinterpret_cast<PartChunk*>(take(chunks * static_cast<int64_t>(sizeof(PartChunk))));
-  m.bytes = at;
-  return m;
-}
-
-// Rows of q as floats [row / 4][dim][row % 4]; at(r) is the index of row r's first element.
-template <class At>
-HEDDLE_INLINE void pack_queries(const void* q, DType type, int dim, int rows, const PartQuery& out, const At& at) {
-  const int dims = static_cast<int>(part_dims(dim));
-  for (int r = 0; r < rows; ++r) {
-    float* to = out.values + r / kMicroRows * kMicroRows * dims + r % kMicroRows;
-    const int64_t from = at(r);
-    for (int d = 0; d < dim; ++d) to[d * kMicroRows] = read_float(q, type, from + d);
-    for (int d = dim; d < dims; ++d) to[d * kMicroRows] = 0.0f;
-  }
-}
-
-// Bytes from chunk i's keys (or values) to what is read after them: `m.next` after the last values.
-HEDDLE_INLINE int64_t bytes_ahead(const PartScratch& m, int64_t count, int64_t i, bool values) {
-  const PartChunk* c = m.chunks;
-  const char* here = values ? c[i].values : c[i].keys;
-  const char* next = i + 1 < count ? (values ? c[i + 1].values : c[i + 1].keys) : values ? m.next : c[0].values;
-  return next ? next - here : 0;
-}
-
-// Chunks that lie in memory as the kernels want them. A source whose chunks do not (stream_attention-inl.h) packs one
-// at a time.
-struct ReadyChunks {
-  const PartScratch& m;
-  int64_t count;
-  const PartChunk& keys(int64_t i) const { return m.chunks[i]; }
-  const PartChunk& values(int64_t i) const { return m.chunks[i]; }
-  int64_t ahead(int64_t i, bool values) const { return bytes_ahead(m, count, i, values); }
-};
-
-template <CacheType T, class Source>
-static void part_scores(const PartQuery& q, const PartScratch& m, const Source& source, int dim, int rows) {
-  constexpr int G = cache_group(T);
-  const int words = (dim + G - 1) / G, dims = static_cast<int>(part_dims(dim));
-  for (int64_t i = 0; i < source.count; ++i) {
-    const PartChunk& c = source.keys(i);
-    const int64_t ahead = source.ahead(i, false);
-    for (int r = 0; r < rows; r += kMicroRows) {
-      const int n = rows - r < kMicroRows ? rows - r : kMicroRows;
-      with_micro_rows<kMicroRows>(n, ScoreChunkCall<T>{c, q.values + r * dims, words, m.scores + r * kPartStride, ahead});
-    }
-  }
-}
-
-template <CacheType T, class Source>
-static void part_values(const PartScratch& m, const Source& source, int columns, int rows) {
-  const int64_t stride = (columns + 15) / 16 * 16;
-  for (int64_t i = 0; i < rows * stride; ++i) m.sums[i] = 0.0f;
-  for (int64_t i = 0; i < source.count; ++i) {
-    const PartChunk& c = source.values(i);
-    const int64_t ahead = source.ahead(i, true);
-    for (int r = 0; r < rows; r += kMicroRows) {
-      const int n = rows - r < kMicroRows ? rows - r : kMicroRows;
-      for (int j = 0; j < n; ++j) chunk_weights(c, m.scores + (r + j) * kPartStride, m.weights + j * kChunk);
-      with_micro_rows<kMicroRows>(
-          n, ValueChunkCall<T>{c, m.weights, columns, m.sums + r * stride, stride, ahead});
-    }
-  }
-  if constexpr (cache_is_integer(T)) return;  // elements are finite; a scale that is not belongs to the result
-  for (int r = 0; r < rows; ++r) {
-    float* sums = m.sums + r * stride;
-    if (all_finite(sums, columns)) continue;
-    // Keys of weight 0 must not bring in a value that is not finite: the same sums without them.
-    for (int64_t c = 0; c < stride; ++c) sums[c] = 0.0f;
-    for (int64_t i = 0; i < source.count; ++i) {
-      const PartChunk& c = source.values(i);
-      chunk_weights(c, m.scores + r * kPartStride, m.weights);
-      value_chunk<T, 1, true>(c, m.weights, columns, sums, stride, 0);
-    }
-  }
-}

@@ -10,6 +10,8 @@ constexpr int kChunk = 64;                     // slots of a chunk at most
 constexpr int kScoreSlack = 16;                // before the first and after the last key of a part
 constexpr int kDotChunks = 4;                  // chunks whose values the integer kernels take in one go: they fit into L1
 constexpr int kPartStride = kDecodePart + 48;  // floats of a row of scores: its slack, and no power of two
+constexpr int kLeadBytes = 32 << 10;           // that are fetched before they are computed on, in whole chunks
+constexpr int kMaxLead = 16;                   // chunks
 
 // Slots [begin, end) of one page, at most kChunk of them from a multiple of 16 on.
 struct PartChunk {
@@ -17,10 +19,12 @@ struct PartChunk {
   const float *key_scales, *value_scales;
   int begin, end;
   int at;  // key of slot 0 inside the part: may be negative
+  const char *first_key, *first_value;  // words of slot `begin`
+  int64_t ahead;                        // bytes from first_value to what is fetched meanwhile
 };
 
-// Bytes between the pieces of a weight: a part and a chunk on both sides.
-constexpr int kPieceStride = kDecodePart + 2 * kChunk;
+// Bytes between the digits of two rows of weights: [key / 4][4][key % 4], a part and a chunk on both sides.
+constexpr int kDigitStride = (kDecodePart + 2 * kChunk) * 4;
 
 // Four rows of q, each element as three signed bytes, and what takes the offset of the unsigned elements off.
 struct DotQuery {
@@ -53,14 +57,15 @@ inline PartQuery part_query(char* base, int64_t dim) {
 struct DotKernels {
   // scores + (chunk.at + slot) of `rows` rows at kPartStride. `ahead`: bytes from this chunk's keys to what comes next.
   void (*scores)(bool four, const PartChunk& chunk, const DotQuery& q, int dim, int rows, float* scores, int64_t ahead);
-  // sums[row][3][columns] += pieces[row][3][key inside the part] (at kPieceStride) times values, for chunks that begin
-  // and end with whole words. `next`: what is read after them.
-  void (*values)(bool four, const PartChunk* chunks, int count, const int8_t* pieces, int dim, int columns, int rows,
-                 int32_t* sums, const char* next);
-  // Three signed bytes of each weight times `factor`; count is a multiple of 16.
+  // sums[row][3][columns] += digits[row][key inside the part] (at kDigitStride) times values (int4: their nibbles), for
+  // chunks whose ends and places are whole words.
+  void (*values)(bool four, const PartChunk* chunks, int count, const uint8_t* digits, int dim, int columns, int rows,
+                 int32_t* sums);
+  // Three signed bytes of each element of q times `factor`; count is a multiple of 16.
   void (*split)(const float* x, float factor, int count, int8_t* hi, int8_t* mid, int8_t* lo);
-  // Sum of signed bytes; count is a multiple of 32.
-  int32_t (*sum)(const int8_t* x, int count);
+  // Three bytes of each weight (at least 0) times `factor`, as [key / 4][high, middle, low, 0][key % 4]; count is a
+  // multiple of 16. Their sums too.
+  void (*digits)(const float* x, float factor, int count, uint8_t* out, int32_t* sums);
 };
 const DotKernels* dot_kernels(Isa isa);
 

@@ -123,7 +123,8 @@ static bool stream_part(const StreamAttentionArgs& a, int64_t part, int64_t key_
     const int begin = lo / 32 * 32, end = (hi + 31) / 32 * 32;
     for (int r = 0; r < count; ++r) {
       float* s = m.scores + r * kPartStride;
-      const PartMax x = part_softmax(row[r], begin, end, s, reinterpret_cast<const char*>(s), a.want_best);
+      const char* const ahead[2] = {reinterpret_cast<const char*>(s), reinterpret_cast<const char*>(s)};
+      const PartMax x = part_softmax(row[r], begin, end, s, ahead, a.want_best);
       out[r * stride] = x.shift;
       out[r * stride + 1] = x.total;
       out[r * stride + 2] = x.best;

@@ -4,6 +4,7 @@
 #include "attention/attention_backward.h"
 #include "attention/decode_attention.h"
 #include "attention/factorized_attention.h"
+#include "attention/kv_cache.h"
 #include "attention/rotary_embedding.h"
 #include "attention/stream_attention.h"
 
@@ -113,6 +114,61 @@ Napi::Value decode_attention_call(const Napi::CallbackInfo& info) {
   a.output = call.array<void>();
   a.log_sum_exp = call.array<float>();
   return call.submit(std::move(a), decode_attention);
+}
+
+// Pages on the device, in the order of lib/attention/kvPages.ts. These have no form on the CPU.
+KvPools kv_pools(Call& call) {
+  KvPools p;
+  p.type = static_cast<CacheType>(call.integer());
+  p.key_heads = static_cast<int32_t>(call.integer());
+  p.head_dim = static_cast<int32_t>(call.integer());
+  p.value_dim = static_cast<int32_t>(call.integer());
+  p.page_size = call.integer();
+  p.keys = call.array<void>();
+  p.values = call.array<void>();
+  p.key_scales = call.array<float>();
+  p.value_scales = call.array<float>();
+  return p;
+}
+template <class Args>
+Status on_device_only(const Args&, const Exec&) {
+  return kUnsupported;
+}
+
+Napi::Value kv_clear_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  KvClearArgs a;
+  a.pools = kv_pools(call);
+  a.pages = call.integer();
+  return call.submit(std::move(a), on_device_only);
+}
+
+Napi::Value kv_append_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  KvAppendArgs a;
+  a.pools = kv_pools(call);
+  a.copy_from = call.integer();
+  a.copy_to = call.integer();
+  a.table = call.array<const int32_t>();
+  a.position = call.integer();
+  a.count = call.integer();
+  a.keys = call.array<const void>();
+  a.key_type = call.dtype();
+  a.values = call.array<const void>();
+  a.value_type = call.dtype();
+  return call.submit(std::move(a), on_device_only);
+}
+
+Napi::Value kv_read_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  KvReadArgs a;
+  a.pools = kv_pools(call);
+  a.table = call.array<const int32_t>();
+  a.position = call.integer();
+  a.count = call.integer();
+  a.keys = call.array<float>();
+  a.values = call.array<float>();
+  return call.submit(std::move(a), on_device_only);
 }
 
 Napi::Value stream_attention_call(const Napi::CallbackInfo& info) {
@@ -255,6 +311,9 @@ void register_cuda_attention(CudaExports& ops) {
   ops.add("attention", attention_call, "heddle_cuda_attention");
   ops.add("factorizedAttention", factorized_attention_call, "heddle_cuda_factorized_attention");
   ops.add("decodeAttention", decode_attention_call, "heddle_cuda_decode_attention");
+  ops.add("kvClear", kv_clear_call, "heddle_cuda_kv_clear");
+  ops.add("kvAppend", kv_append_call, "heddle_cuda_kv_append");
+  ops.add("kvRead", kv_read_call, "heddle_cuda_kv_read");
   ops.add("attentionBackward", attention_backward_call, "heddle_cuda_attention_backward");
   ops.add("factorizedAttentionBackward", factorized_attention_backward_call,
           "heddle_cuda_factorized_attention_backward");

@@ -26,6 +26,7 @@ describe('command line', () => {
     [['verify', '--filter'], '--filter'],
     [['verify', 'nofamily'], "unknown family 'nofamily'"],
     [['verify', '--filter', 'no such case'], 'no case matches'],
+    [['verify', '--filter', '/routeTopK (/'], 'Invalid regular expression'],
     [['verify', '--seed', 'x'], '--seed must be an integer'],
     [['verify', '--backend', 'gpu'], '--backend must be cpu, cuda or reference'],
     [['verify', '--backend', 'reference', '--isa', 'avx2'], '--isa needs the cpu backend'],

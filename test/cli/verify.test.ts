@@ -50,6 +50,13 @@ describe('heddle verify', () => {
     expect(out).toMatch(/repeat with --seed \d+/);
   });
 
+  it.runIf(native)('takes a regular expression as filter', async () => {
+    const names = (out: string) => [...new Set(out.match(/\bT=\d+/g) ?? [])];
+    const cases = [4, 16, 4096].map((t) => ({ ...fakeCase(0.5), name: `fake T=${t}` }));
+    const { out } = await heddle(['verify', '--filter', '/fake t=(4|16)$/'], cases);
+    expect(names(out)).toEqual(['T=4', 'T=16']);
+  });
+
   it('a case that throws is a miss', async () => {
     const broken = fakeCase(0, {
       prepare: () => {

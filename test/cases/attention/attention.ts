@@ -114,7 +114,9 @@ function lastQueries(shape: AttentionShape, d: AttentionData): CaseSlice {
   const [queries, keys] = totals(shape);
   const last = shape.segments?.at(-1);
   const rows = last ? last[0] : Math.min(queries, 16);
-  const seen = last ? last[1] : keys;
+  // Keys before every row's window change nothing; without them the reference does not walk all of them.
+  const reach = shape.causal && shape.window ? shape.window[0] + rows : keys;
+  const seen = last ? last[1] : Math.min(keys, reach);
   const tail = (t: Tensor<FloatType>, length: number, n: number, size: number) =>
     new Tensor(t.type, t.data.slice(t.data.length - length * n * size) as never, [1, length, n, size]);
   const q = tail(d.q, rows, heads, dim);
@@ -140,6 +142,9 @@ function lastQueries(shape: AttentionShape, d: AttentionData): CaseSlice {
   };
 }
 
+/** Largest window as a dense mask, PyTorch's only way: it then computes every pair, here some 20 s for a call. */
+const DENSE_MASK = 2 ** 27;
+
 /** The same work in PyTorch and, for fp32 without windows and groups, in onnxruntime; packed lengths are padded. */
 export function attentionPeers(shape: AttentionShape): Partial<Record<PeerName, PeerSpec>> {
   const { heads, keyHeads = heads, dim, type = 'float32', causal = false, window } = shape;
@@ -148,6 +153,7 @@ export function attentionPeers(shape: AttentionShape): Partial<Record<PeerName, 
   const batch = shape.segments?.length ?? shape.batch ?? 1;
   const spec: PeerSpec = { op: 'attention', batch, queries, keys, heads, dim, causal };
   const pytorch = { ...spec, key_heads: keyHeads, window: window?.[0] ?? 0, type };
+  if (window && queries * keys > DENSE_MASK) return {};
   if (type !== 'float32' || keyHeads !== heads || window) return { pytorch };
   return { pytorch, onnxruntime: spec };
 }

@@ -6,8 +6,8 @@ import {
 } from '../../../lib/attention/attentionBackward.ts';
 import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
 import { type DTypeArrays, Tensor } from '../../../lib/tensor.ts';
-import { type Comparison, compareOutputs, type OpCase } from '../case.ts';
-import { attentionPeers, decoded, drawAttention, totals } from './attention.ts';
+import { type CaseSlice, type Comparison, compareOutputs, type OpCase } from '../case.ts';
+import { type AttentionData, attentionPeers, decoded, drawAttention, totals } from './attention.ts';
 import { type AttentionShape, attentionShapes } from './attentionShapes.ts';
 
 /** Work of the reference beyond which a shape of the forward is left out here. */
@@ -140,6 +140,44 @@ function workOf(shape: AttentionShape): number {
   return (shape.batch ?? 1) * queries * keys * shape.heads * shape.dim;
 }
 
+/** The first head of a timed shape, without groups and biases: what the reference differentiates of it. */
+function firstHead(
+  shape: AttentionShape,
+  d: AttentionData,
+  upstream: Tensor<FloatType>,
+  forward: { output: Tensor<FloatType>; logSumExp: Tensor },
+): CaseSlice {
+  const head = (t: Tensor): Tensor => {
+    const [batch, length, heads, dim] = t.dims;
+    const data = t.data.slice(0, batch * length * dim);
+    for (let i = 0; i < batch * length; i++) {
+      data.set(t.data.subarray(i * heads * dim, i * heads * dim + dim) as never, i * dim);
+    }
+    return new Tensor(t.type, data as never, [batch, length, 1, dim]);
+  };
+  const [g, q, k, v, output] = [upstream, d.q, d.k, d.v, forward.output].map(head) as Tensor<FloatType>[];
+  const { dims, data } = forward.logSumExp;
+  const [batch, heads, queries] = dims;
+  const sums = new Float32Array(batch * queries);
+  for (let b = 0; b < batch; b++) {
+    sums.set(
+      (data as Float32Array).subarray(b * heads * queries, b * heads * queries + queries),
+      b * queries,
+    );
+  }
+  const logSumExp = new Tensor('float32', sums, [batch, 1, queries]);
+  const options = { ...d.options, output, logSumExp };
+  return {
+    fraction: 1 / shape.heads,
+    of: (gradients) => gradients.map(head),
+    prepared: {
+      compare: compareGradients,
+      run: (o) => outputs(attentionBackwardSync(g, q, k, v, { ...options, ...o })),
+      runAsync: async (o) => outputs(await attentionBackward(g, q, k, v, { ...options, ...o })),
+    },
+  };
+}
+
 /** The forward's shapes that the reference differentiates quickly, and a few of their own. */
 export const attentionBackwardCases: OpCase[] = [
   ...attentionShapes.filter((s) => !s.bench && workOf(s) <= LARGEST),
@@ -154,9 +192,11 @@ export const attentionBackwardCases: OpCase[] = [
     tolerance: BACKWARD_TOLERANCE[type],
     flops: 5 * batch * queries * keys * heads * (dim + valueDim) * (shape.causal ? 0.5 : 1),
     bench: shape.bench,
+    verify: shape.bench ? false : undefined,
     peers: shape.bench ? { pytorch: { ...attentionPeers(shape).pytorch!, backward: true } } : undefined,
     prepare(random) {
-      const { q, k, v, options } = drawAttention(shape, random);
+      const data = drawAttention(shape, random);
+      const { q, k, v, options } = data;
       const dims = [batch, queries, heads, valueDim];
       const values = random.normals(batch * queries * heads * valueDim);
       const g = new Tensor(type, encodeFloats(values, type) as DTypeArrays[FloatType], dims);
@@ -164,6 +204,7 @@ export const attentionBackwardCases: OpCase[] = [
       const { output, logSumExp } = attentionSync(q, k, v, { ...options, backend });
       const all = { ...options, output, logSumExp: logSumExp as Tensor };
       return {
+        slice: shape.bench ? firstHead(shape, data, g, all) : undefined,
         compare: compareGradients,
         run: (o) => outputs(attentionBackwardSync(g, q, k, v, { ...all, ...o })),
         runAsync: async (o) => outputs(await attentionBackward(g, q, k, v, { ...all, ...o })),

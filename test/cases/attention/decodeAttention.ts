@@ -12,7 +12,7 @@ import type { CaseSlice, OpCase, PreparedCase } from '../case.ts';
 import type { Random } from '../random.ts';
 import { decoded } from './attention.ts';
 
-interface DecodeShape {
+export interface DecodeShape {
   name: string;
   /** Tokens of each sequence. */
   lengths: number[];
@@ -32,7 +32,7 @@ interface DecodeShape {
   window?: number;
 }
 
-const shapes: DecodeShape[] = [
+export const decodeShapes: DecodeShape[] = [
   { name: 'one token', lengths: [1], heads: 2, keyHeads: 2, dim: 16 },
   { name: 'GQA, three parts', lengths: [2500, 3, 1024, 1025], heads: 8, keyHeads: 2, dim: 64, pageSize: 16 },
   { name: 'MQA', lengths: [77, 400], heads: 16, keyHeads: 1, dim: 128, valueDim: 96, pageSize: 32 },
@@ -91,7 +91,7 @@ for (const cache of ['float32', 'bfloat16', 'int8', 'int4'] as const) {
       if (cache === 'float32' && keys * batch > 131072) continue; // 4 GiB
       for (const heads of [8, 32]) {
         const lengths = Array(batch).fill(keys);
-        shapes.push({ name: 'decode', lengths, heads, keyHeads: 8, dim: 128, cache, bench: true });
+        decodeShapes.push({ name: 'decode', lengths, heads, keyHeads: 8, dim: 128, cache, bench: true });
       }
     }
   }
@@ -118,11 +118,24 @@ const VECTOR_BYTES: Readonly<Record<KVCacheType, number>> = {
   int4: 0.5,
 };
 
-function prepareShape(shape: DecodeShape, random: Random): PreparedCase {
+export function prepareShape(
+  shape: DecodeShape,
+  random: Random,
+  device: 'cpu' | 'cuda' = 'cpu',
+): PreparedCase {
   const { lengths, queries = 1, heads, keyHeads, dim, valueDim = dim, cache: stored = 'float32' } = shape;
   const { pageSize = 64, type = 'float32', window } = shape;
   const pages = lengths.reduce((sum, n) => sum + Math.ceil(n / pageSize), 1);
-  const cache = new KVCache({ keyHeads, headDim: dim, valueDim, type: stored, pageSize, pages, window });
+  const cache = new KVCache({
+    keyHeads,
+    headDim: dim,
+    valueDim,
+    type: stored,
+    pageSize,
+    pages,
+    window,
+    device,
+  });
   const from = stored === 'int8' || stored === 'int4' ? 'float32' : stored;
   const sequences = lengths.map(() => cache.create());
   // In turns, so that the pages of the sequences are mixed.
@@ -187,7 +200,7 @@ function firstHead(cache: KVCache, id: number, q: Tensor<FloatType>, shape: Deco
 }
 
 /** Decode cases: groups, page sizes, part borders, every cache type, sliding windows. */
-export const decodeAttentionCases: OpCase[] = shapes.map((shape) => {
+export const decodeAttentionCases: OpCase[] = decodeShapes.map((shape) => {
   const { lengths, queries = 1, heads, keyHeads, dim, valueDim = dim, cache: stored = 'float32' } = shape;
   const tokens = lengths.reduce((a, b) => a + b, 0);
   const scales = stored === 'int8' || stored === 'int4' ? 8 : 0;
