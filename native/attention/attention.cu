@@ -1,6 +1,6 @@
 // attention() on the device; definition and promises in attention.h.
 //
-// Two kernels here, and one for sequences of up to 64 keys in attention_short.cu. `exact` is the reference-grade one, for
+// Two kernels here, and one for sequences of up to 64 keys in attention_short.cuh. `exact` is the reference-grade one, for
 // every type, head size and stride: fp32 throughout, a warp a row, 32 keys at a time with one key per lane for q.k and
 // one value column per lane for p v. `matrix` serves bf16 and fp16 with head sizes up to 256 on the matrix cores: a warp has 16 rows, the block's four warps share tiles of keys and
 // values in shared memory; values arrive while q.k runs and the next keys while p v runs. Logits, maxima and sums are

@@ -5,7 +5,7 @@
 
 namespace heddle {
 
-// Sequences of up to this many keys have a kernel of their own where it serves (attention_short.cu). The choice depends
+// Sequences of up to this many keys have a kernel of their own where it serves (attention_short.cuh). The choice depends
 // on the sequence alone, so that a row's bits do not depend on what is beside it.
 constexpr int64_t kShortKeys = 64;
 
