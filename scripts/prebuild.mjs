@@ -8,6 +8,7 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const headers = findNodeHeaders();
 const env = { ...process.env };
 if (headers !== null) env.npm_config_nodedir = headers;
+env.JOBS ??= 'max'; // node-gyp's; prebuildify passes none on
 // Node-API is the same for every Node: this one's version is named because its headers are at hand. The libc is part
 // of the name because a glibc binary does not load on musl.
 const target = ['--target', process.versions.node, '--napi', '--strip', '--tag-libc'];
