@@ -44,6 +44,8 @@ export interface FactorizedShape {
 
 const small = { batch: 2, frames: 5, patches: 7, heads: 4, keyHeads: 2, dim: 16 };
 
+const long = { patches: 35, heads: 2, dim: 16, valueDim: 24, batch: 1 };
+
 export const factorizedShapes: FactorizedShape[] = [
   ...(['joint', 'time', 'space', 'split-heads'] as const).flatMap((axis): FactorizedShape[] => [
     { name: axis, axis, ...small },
@@ -55,7 +57,8 @@ export const factorizedShapes: FactorizedShape[] = [
     { name: 'no frames', axis, ...small, frames: 0 },
     { name: 'no patches', axis, ...small, patches: 0 },
     { name: 'sinks, ALiBi, softcap', axis, ...small, sinks: true, alibi: true, softcap: 3, scale: 0.4 },
-    { name: 'longer than a panel', axis, frames: 37, patches: 35, heads: 2, dim: 16, valueDim: 24, batch: 1 },
+    // Joint attention is longer than a panel with fewer frames, and the host shim is slow.
+    { name: 'longer than a panel', axis, ...long, frames: axis === 'joint' ? 16 : 37 },
     { name: 'fused', axis, ...small, keyHeads: 4, fused: true, causal: axis === 'time' },
     { name: 'bf16', axis, ...small, type: 'bfloat16' },
     { name: 'fp16', axis, ...small, dim: 13, type: 'float16', causal: true },
