@@ -1,6 +1,8 @@
 // `npm run build:cuda`: builds build-cuda/libheddle_cuda.so with nvcc, without warnings, and writes what ptxas says of
 // every kernel (registers, spills, shared memory) to build-cuda/kernels.json. Fails on a warning, and on spills in a
 // kernel that native/cuda/main_kernels.json lists.
+//
+//   npm run build:cuda -- --arch 90a-real      only that, in place of sm_80, sm_90a and PTX
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -44,7 +46,11 @@ function* records(output, file) {
 const nvcc = await findNvcc();
 if (nvcc === null) fail('build:cuda needs nvcc (the CUDA toolkit, 12.0 or newer); set NVCC to its path');
 const generator = (await findProgram('ninja')) ? ['-G', 'Ninja'] : [];
-const configure = ['--preset', 'cuda', ...generator, `-DCMAKE_CUDA_COMPILER=${nvcc}`];
+const [option, value] = process.argv.slice(2);
+if (option !== undefined && (option !== '--arch' || !value))
+  fail(`unknown option ${option}; there is --arch LIST`);
+const architectures = `-DHEDDLE_CUDA_ARCHITECTURES=${value ?? '80-real;90a-real;90-virtual'}`;
+const configure = ['--preset', 'cuda', ...generator, `-DCMAKE_CUDA_COMPILER=${nvcc}`, architectures];
 let step = await run('cmake', configure, { cwd: root });
 if (step.code !== 0) {
   rmSync(folder, { recursive: true, force: true });
