@@ -186,7 +186,9 @@ export const videoEncoderCases: OpCase[] = shapes.map((s) => ({
   family: 'attention',
   op: 'videoEncoder',
   name: s.name,
-  tolerance: s.type === 'int8' ? 1e-3 : 4e-6,
+  // As for the experts' int8: a sum in fp32 and one in fp64 may round to two neighbouring int8 activations, which are
+  // 1/127 of the row's largest apart (1.2e-3 seen after a layer with three products in a row).
+  tolerance: s.type === 'int8' ? 5e-3 : 4e-6,
   bench: s.bench,
   verify: s.verify,
   peers: s.peer && { pytorch: s.peer },
