@@ -133,4 +133,55 @@ inline int64_t lse_head_stride(const FactorizedProblem& f) {
 // Of a frame in the mean that the class token's output is.
 inline float frame_weight(const FactorizedProblem& f) { return f.frames ? 1.0f / static_cast<float>(f.frames) : 0.0f; }
 
+// attention() of one pass. `class_output`: the class token's outputs, one a frame.
+inline AttentionArgs pass_args(const FactorizedAttentionArgs& a, const AxisPass& pass, float* class_output) {
+  const FactorizedProblem& f = a.problem;
+  AttentionArgs args;
+  args.problem = axis_problem(f, pass.axis, pass.first, pass.heads);
+  args.output = moved(a.output, f.type, pass.first * f.output_stride[3]);
+  args.log_sum_exp = a.log_sum_exp ? a.log_sum_exp + pass.first * lse_head_stride(f) : nullptr;
+  args.prefix_output = class_output;
+  return args;
+}
+
+// Of the class token in each frame: output, log-sum-exp, and the gradients of q, k and v, [batch, frame, head, ...].
+struct ClassFrames {
+  float *output = nullptr, *lse = nullptr, *query = nullptr, *key = nullptr, *value = nullptr;
+};
+
+// attention() with the class token alone as query: its outputs in the frames again, for the backward.
+inline AttentionArgs class_args(const FactorizedProblem& f, const ClassFrames& frames) {
+  AttentionArgs args;
+  args.problem = axis_problem(f, Axis::kSpace, 0, f.query_heads);
+  args.problem.queries = 1;
+  args.prefix_output = frames.output;
+  args.prefix_lse = frames.lse;
+  return args;
+}
+
+// attention_backward() of one pass.
+inline AttentionBackwardArgs pass_args(const FactorizedAttentionBackwardArgs& a, const AxisPass& pass,
+                                       const ClassFrames& frames) {
+  const FactorizedProblem& f = a.problem;
+  AttentionBackwardArgs args;
+  args.problem = axis_problem(f, pass.axis, pass.first, pass.heads);
+  args.first_head = pass.first;
+  args.heads = f.query_heads;
+  args.upstream = a.upstream;
+  args.output = moved(a.output, f.type, pass.first * f.output_stride[3]);
+  args.log_sum_exp = a.log_sum_exp + pass.first * lse_head_stride(f);
+  args.query_grad = a.query_grad;
+  args.key_grad = a.key_grad;
+  args.value_grad = a.value_grad;
+  args.bias_grad = a.bias_grad;
+  args.prefix_upstream = a.class_upstream;
+  args.prefix_weight = frame_weight(f);
+  args.prefix_output = frames.output;
+  args.prefix_lse = frames.lse;
+  args.prefix_query_grad = frames.query;
+  args.prefix_key_grad = frames.key;
+  args.prefix_value_grad = frames.value;
+  return args;
+}
+
 }  // namespace heddle

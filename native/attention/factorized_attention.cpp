@@ -38,13 +38,7 @@ Status factorized_attention(const FactorizedAttentionArgs& a, const Exec& exec) 
   AxisPass passes[2];
   const int count = axis_passes(f, passes);
   for (int i = 0; i < count; ++i) {
-    const AxisPass& pass = passes[i];
-    AttentionArgs args;
-    args.problem = axis_problem(f, pass.axis, pass.first, pass.heads);
-    args.output = moved(a.output, f.type, pass.first * f.output_stride[3]);
-    args.log_sum_exp = a.log_sum_exp ? a.log_sum_exp + pass.first * lse_head_stride(f) : nullptr;
-    args.prefix_output = class_output.data();
-    const Status status = attention(args, exec);
+    const Status status = attention(pass_args(a, passes[i], class_output.data()), exec);
     if (status != kOk) return status;
   }
   if (f.class_query) {
@@ -57,8 +51,8 @@ Status factorized_attention(const FactorizedAttentionArgs& a, const Exec& exec) 
 Status factorized_attention_backward(const FactorizedAttentionBackwardArgs& a, const Exec& exec) {
   const FactorizedProblem& f = a.problem;
   const int64_t rows = f.class_query ? f.batch * f.frames : 0, value_dim = f.value_dim;
-  // Of the class token in each frame: output, log-sum-exp, and the gradients of q, k and v.
   AlignedBuffer<float> output, lse, query, key, value;
+  ClassFrames frames;
   if (f.class_query) {
     const auto size = [&](int64_t n) { return static_cast<size_t>(rows * n); };
     if (!output.reset(size(f.query_heads * value_dim)) || !lse.reset(size(f.query_heads)) ||
@@ -66,37 +60,14 @@ Status factorized_attention_backward(const FactorizedAttentionBackwardArgs& a, c
         !value.reset(size(f.key_heads * value_dim))) {
       return kNoMemory;
     }
-    AttentionArgs forward;  // the class token alone as query
-    forward.problem = axis_problem(f, Axis::kSpace, 0, f.query_heads);
-    forward.problem.queries = 1;
-    forward.prefix_output = output.data();
-    forward.prefix_lse = lse.data();
-    const Status status = attention(forward, exec);
+    frames = {output.data(), lse.data(), query.data(), key.data(), value.data()};
+    const Status status = attention(class_args(f, frames), exec);
     if (status != kOk) return status;
   }
   AxisPass passes[2];
   const int count = axis_passes(f, passes);
   for (int i = 0; i < count; ++i) {
-    const AxisPass& pass = passes[i];
-    AttentionBackwardArgs args;
-    args.problem = axis_problem(f, pass.axis, pass.first, pass.heads);
-    args.first_head = pass.first;
-    args.heads = f.query_heads;
-    args.upstream = a.upstream;
-    args.output = moved(a.output, f.type, pass.first * f.output_stride[3]);
-    args.log_sum_exp = a.log_sum_exp + pass.first * lse_head_stride(f);
-    args.query_grad = a.query_grad;
-    args.key_grad = a.key_grad;
-    args.value_grad = a.value_grad;
-    args.bias_grad = a.bias_grad;
-    args.prefix_upstream = a.class_upstream;
-    args.prefix_weight = frame_weight(f);
-    args.prefix_output = output.data();
-    args.prefix_lse = lse.data();
-    args.prefix_query_grad = query.data();
-    args.prefix_key_grad = key.data();
-    args.prefix_value_grad = value.data();
-    const Status status = attention_backward(args, exec);
+    const Status status = attention_backward(pass_args(a, passes[i], frames), exec);
     if (status != kOk) return status;
   }
   if (f.class_query) {

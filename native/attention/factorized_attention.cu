@@ -18,13 +18,7 @@ HEDDLE_CUDA_OP(factorized_attention, FactorizedAttentionArgs) {
   AxisPass passes[2];
   const int count_of_passes = axis_passes(f, passes);
   for (int i = 0; i < count_of_passes; ++i) {
-    const AxisPass& pass = passes[i];
-    AttentionArgs args;
-    args.problem = axis_problem(f, pass.axis, pass.first, pass.heads);
-    args.output = moved(a.output, f.type, pass.first * f.output_stride[3]);
-    args.log_sum_exp = a.log_sum_exp ? a.log_sum_exp + pass.first * lse_head_stride(f) : nullptr;
-    args.prefix_output = class_output;
-    const int64_t status = launch_attention_on(args, job);
+    const int64_t status = launch_attention_on(pass_args(a, passes[i], class_output), job);
     if (status != kOk) return status;
   }
   if (count == 0) return kOk;
