@@ -42,6 +42,54 @@ __device__ __forceinline__ void load_tile(uint16_t* to, const void* from, int32_
   cp_async_commit();
 }
 
+// out += weights values: z [16 rows of the warp][Keys] as fragments, values [Keys][Width + 8] in shared memory.
+template <DType T, int Keys, int Width>
+__device__ __forceinline__ void add_weighted(float (&out)[Width / 8][4], const float (&z)[Keys / 8][4],
+                                             const uint16_t* values, int lane) {
+#pragma unroll
+  for (int k = 0; k < Keys / 16; ++k) {
+    const uint32_t x[4] = {pack_any<T>(z[2 * k][0], z[2 * k][1]), pack_any<T>(z[2 * k][2], z[2 * k][3]),
+                           pack_any<T>(z[2 * k + 1][0], z[2 * k + 1][1]), pack_any<T>(z[2 * k + 1][2], z[2 * k + 1][3])};
+#pragma unroll
+    for (int n = 0; n < Width / 16; ++n) {
+      uint32_t y[4];
+      ldmatrix_x4_trans(y, values + (k * 16 + lane % 16) * (Width + 8) + n * 16 + lane / 16 * 8);
+      const uint32_t low[2] = {y[0], y[1]}, high[2] = {y[2], y[3]};
+      mma_any<T>(out[2 * n], x, low);
+      mma_any<T>(out[2 * n + 1], x, high);
+    }
+  }
+}
+
+// The same where values may not be finite: a weight of zero takes nothing from its value. `weights`: [16][Pitch] of
+// this warp in shared memory, which no lane reads any more.
+template <DType T, int Keys, int Width, int Pitch>
+__device__ __forceinline__ void add_weighted_each(float (&out)[Width / 8][4], const float (&z)[Keys / 8][4],
+                                                  const uint16_t* values, uint16_t* weights, int lane) {
+  const int t = lane % 4;
+  uint16_t* w = weights + lane / 4 * Pitch;
+#pragma unroll
+  for (int n = 0; n < Keys / 8; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      w[e / 2 * 8 * Pitch + n * 8 + 2 * t + e % 2] = static_cast<uint16_t>(pack_any<T>(z[n][e], 0.0f));
+    }
+  }
+  __syncwarp();
+#pragma unroll 1
+  for (int j = 0; j < Keys; ++j) {
+    const float weight[2] = {load_as_float<T>(w, j), load_as_float<T>(w, 8 * Pitch + j)};
+#pragma unroll
+    for (int n = 0; n < Width / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (weight[e / 2] == 0.0f) continue;
+        out[n][e] = fmaf(weight[e / 2], load_as_float<T>(values, j * (Width + 8) + n * 8 + 2 * t + e % 2), out[n][e]);
+      }
+    }
+  }
+}
+
 __host__ __device__ constexpr int matrix_keys(int width) { return width > 128 ? 32 : 64; }
 __host__ __device__ constexpr int64_t matrix_shared(int width) {
   return 2 * (kMatrixRows + 2 * matrix_keys(width)) * (width + 8) + 4 * kMatrixThreads * (matrix_keys(width) / 2);
@@ -200,43 +248,8 @@ __global__ void __launch_bounds__(kMatrixThreads, Width == 64 ? 2 : 1) attention
       __syncthreads();
     }
     if (tile + kKeys < all.hi) load_keys(tile + kKeys);
-    if (!broken) {
-#pragma unroll
-      for (int k = 0; k < kKeys / 16; ++k) {
-        const uint32_t x[4] = {pack_any<T>(z[2 * k][0], z[2 * k][1]), pack_any<T>(z[2 * k][2], z[2 * k][3]),
-                               pack_any<T>(z[2 * k + 1][0], z[2 * k + 1][1]), pack_any<T>(z[2 * k + 1][2], z[2 * k + 1][3])};
-#pragma unroll
-        for (int n = 0; n < Width / 16; ++n) {
-          uint32_t y[4];
-          ldmatrix_x4_trans(y, values + (k * 16 + lane % 16) * kPitch + n * 16 + lane / 16 * 8);
-          const uint32_t low[2] = {y[0], y[1]}, high[2] = {y[2], y[3]};
-          mma_any<T>(out[2 * n], x, low);
-          mma_any<T>(out[2 * n + 1], x, high);
-        }
-      }
-    } else {
-      uint16_t* w = weights + (warp * 16 + g) * kWeightPitch;
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          w[e / 2 * 8 * kWeightPitch + n * 8 + 2 * t + e % 2] = static_cast<uint16_t>(pack_any<T>(z[n][e], 0.0f));
-        }
-      }
-      __syncwarp();
-#pragma unroll 1
-      for (int j = 0; j < kKeys; ++j) {
-        const float weight[2] = {load_as_float<T>(w, j), load_as_float<T>(w, 8 * kWeightPitch + j)};
-#pragma unroll
-        for (int n = 0; n < Width / 8; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            if (weight[e / 2] == 0.0f) continue;
-            out[n][e] = fmaf(weight[e / 2], load_as_float<T>(values, j * kPitch + n * 8 + 2 * t + e % 2), out[n][e]);
-          }
-        }
-      }
-    }
+    if (!broken) add_weighted<T, kKeys, Width>(out, z, values, lane);
+    else add_weighted_each<T, kKeys, Width, kWeightPitch>(out, z, values, weights + warp * 16 * kWeightPitch, lane);
     __syncthreads();  // the values are read: the next tile may take their place
   }
   cp_async_wait<0>();

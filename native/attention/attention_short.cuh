@@ -209,41 +209,10 @@ __global__ void __launch_bounds__(kShortWarps* kWarp) attention_short_kernel(Att
 
     float out[Width / 8][4] = {};
     if (!broken) {
-#pragma unroll
-      for (int k = 0; k < Keys / 16; ++k) {
-        const uint32_t x[4] = {pack_any<T>(z[2 * k][0], z[2 * k][1]), pack_any<T>(z[2 * k][2], z[2 * k][3]),
-                               pack_any<T>(z[2 * k + 1][0], z[2 * k + 1][1]), pack_any<T>(z[2 * k + 1][2], z[2 * k + 1][3])};
-#pragma unroll
-        for (int n = 0; n < Width / 16; ++n) {
-          uint32_t y[4];
-          ldmatrix_x4_trans(y, values + (k * 16 + lane % 16) * kPitch + n * 16 + lane / 16 * 8);
-          const uint32_t low[2] = {y[0], y[1]}, high[2] = {y[2], y[3]};
-          mma_any<T>(out[2 * n], x, low);
-          mma_any<T>(out[2 * n + 1], x, high);
-        }
-      }
+      add_weighted<T, Keys, Width>(out, z, values, lane);
     } else {
       __syncwarp();
-#pragma unroll
-      for (int n = 0; n < Keys / 8; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          own_rows[(g + e / 2 * 8) * kPitch + n * 8 + 2 * t + e % 2] = static_cast<uint16_t>(pack_any<T>(z[n][e], 0.0f));
-        }
-      }
-      __syncwarp();
-#pragma unroll 1
-      for (int j = 0; j < Keys; ++j) {
-        const float weight[2] = {load_as_float<T>(own_rows, g * kPitch + j), load_as_float<T>(own_rows, (g + 8) * kPitch + j)};
-#pragma unroll
-        for (int n = 0; n < Width / 8; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            if (weight[e / 2] == 0.0f) continue;
-            out[n][e] = fmaf(weight[e / 2], load_as_float<T>(values, j * kPitch + n * 8 + 2 * t + e % 2), out[n][e]);
-          }
-        }
-      }
+      add_weighted_each<T, Keys, Width, kPitch>(out, z, values, own_rows, lane);
     }
 
     __syncwarp();  // the tile's query rows are read: its results take their place
