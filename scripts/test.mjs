@@ -148,7 +148,7 @@ const parts = [
   { name: 'types of the package, CommonJS', run: () => single(node(bin.tsc, ['-p', 'test/types/cjs'])) },
   { name: 'vitest', run: () => vitest(['--exclude', 'test/runtime/**']) },
   // These measure lateness: one file at a time, beside nothing else.
-  { name: 'vitest, runtime', run: () => vitest(['test/runtime', '--no-file-parallelism']) },
+  { name: 'vitest, runtime', alone: true, run: () => vitest(['test/runtime', '--no-file-parallelism']) },
   { name: 'vitest, HEDDLE_BACKEND=reference', run: () => vitest(families, { HEDDLE_BACKEND: 'reference' }) },
   {
     name: 'vitest, no native binary',
@@ -164,6 +164,32 @@ const parts = [
     name: `vitest, HEDDLE_ISA=${isa}`,
     run: () => vitest(families, { HEDDLE_ISA: isa }),
   })),
+  // The longest first: two run at a time.
+  {
+    name: 'CUDA kernels on the host shim',
+    skip: () =>
+      needsCmake() ??
+      (process.platform === 'linux' ? null : 'the shim needs Linux') ??
+      (machine.backends.cpu.available ? null : machine.backends.cpu.reason),
+    async run() {
+      // Under AddressSanitizer where that runs: then every access out of bounds is found.
+      const asan = (await sanitizerMissing('address')) === null;
+      const name = asan ? 'cuda-host-asan' : 'cuda-host';
+      const native = await preset(name);
+      if (native.failed > 0) return native;
+      const env = {
+        HEDDLE_CUDA_LIBRARY: join(root, `build-${name}`, 'libheddle_cuda_host.so'),
+        HEDDLE_TEST_CUDA: 'required',
+      };
+      if (asan) {
+        const { output } = await run(process.env.CXX ?? 'c++', ['-print-file-name=libasan.so']);
+        env.LD_PRELOAD = output.trim();
+        env.ASAN_OPTIONS = 'detect_leaks=0';
+      }
+      const result = await vitest(['test/cuda'], env);
+      return { ...result, passed: native.passed + result.passed };
+    },
+  },
   {
     name: 'native tests, and the addon, built by cmake-js',
     skip: needsCmake,
@@ -206,31 +232,6 @@ const parts = [
     run: () => preset('neon-cross'),
   },
   {
-    name: 'CUDA kernels on the host shim',
-    skip: () =>
-      needsCmake() ??
-      (process.platform === 'linux' ? null : 'the shim needs Linux') ??
-      (machine.backends.cpu.available ? null : machine.backends.cpu.reason),
-    async run() {
-      // Under AddressSanitizer where that runs: then every access out of bounds is found.
-      const asan = (await sanitizerMissing('address')) === null;
-      const name = asan ? 'cuda-host-asan' : 'cuda-host';
-      const native = await preset(name);
-      if (native.failed > 0) return native;
-      const env = {
-        HEDDLE_CUDA_LIBRARY: join(root, `build-${name}`, 'libheddle_cuda_host.so'),
-        HEDDLE_TEST_CUDA: 'required',
-      };
-      if (asan) {
-        const { output } = await run(process.env.CXX ?? 'c++', ['-print-file-name=libasan.so']);
-        env.LD_PRELOAD = output.trim();
-        env.ASAN_OPTIONS = 'detect_leaks=0';
-      }
-      const result = await vitest(['test/cuda'], env);
-      return { ...result, passed: native.passed + result.passed };
-    },
-  },
-  {
     // `npm run build:cuda` compiles for sm_80 and PTX as well, which takes minutes more.
     name: 'CUDA library compiles (sm_90a), no spills',
     skip: () => needsCmake() ?? (has.nvcc ? null : 'nvcc is not installed'),
@@ -265,12 +266,19 @@ if (args[0] === '--part') {
 
 let passed = 0;
 let failed = 0;
+async function count(part) {
+  const result = await runPart(part);
+  passed += result.passed;
+  failed += result.failed;
+}
 try {
-  for (const part of chosen) {
-    const result = await runPart(part);
-    passed += result.passed;
-    failed += result.failed;
-  }
+  // Two at a time: linkers, test programs and the start of a run leave a core idle, a third of the time in all.
+  const queue = chosen.filter((part) => !part.alone);
+  const worker = async () => {
+    for (let part = queue.shift(); part; part = queue.shift()) await count(part);
+  };
+  await Promise.all([worker(), worker()]);
+  for (const part of chosen) if (part.alone) await count(part);
 } finally {
   rmSync(temporary, { recursive: true, force: true });
 }
