@@ -1,14 +1,11 @@
 // Elementary functions on vectors, written once for every instruction set. Error bounds (measured against
 // double over the whole range by test/native/simd_test.cpp) are stated per function.
 
-// e^x; 1 ULP for x in [-87.3365, 88.7228]; below: 0 (no subnormals), above: +Inf. NaN gives NaN.
-// Cody-Waite reduction x = n ln2 + r, |r| <= ln2/2, then a minimax polynomial of degree 7.
-HEDDLE_INLINE vf exp(vf x) {
-  const vf hi = set1(88.72283935546875f), lo = set1(-87.33654022216797f);
-  const vf clamped = min(max(x, lo), hi);
-  const vf nf = to_float(to_int(mul(clamped, set1(1.44269504088896341f))));
-  vf r = fnma(nf, set1(0.693145751953125f), clamped);
-  r = fnma(nf, set1(1.428606765330187e-6f), r);
+// e^(x - n ln2) for n = x / ln2 rounded to an integer: Cody-Waite reduction r = x - n ln2, |r| <= ln2/2, then a minimax
+// polynomial of degree 7.
+HEDDLE_INLINE vf exp_fraction(vf x, vf n) {
+  vf r = fnma(n, set1(0.693145751953125f), x);
+  r = fnma(n, set1(1.428606765330187e-6f), r);
   vf p = set1(0.000197904476f);
   p = fma(p, r, set1(0.00139469463f));
   p = fma(p, r, set1(0.0083335064f));
@@ -16,7 +13,15 @@ HEDDLE_INLINE vf exp(vf x) {
   p = fma(p, r, set1(0.166666658f));
   p = fma(p, r, set1(0.500000008f));
   p = fma(mul(r, r), p, r);
-  p = add(p, set1(1.0f));
+  return add(p, set1(1.0f));
+}
+
+// e^x; 1 ULP for x in [-87.3365, 88.7228]; below: 0 (no subnormals), above: +Inf. NaN gives NaN.
+HEDDLE_INLINE vf exp(vf x) {
+  const vf hi = set1(88.72283935546875f), lo = set1(-87.33654022216797f);
+  const vf clamped = min(max(x, lo), hi);
+  const vf nf = to_float(to_int(mul(clamped, set1(1.44269504088896341f))));
+  vf p = exp_fraction(clamped, nf);
   // Scale by 2^n in two factors: n reaches 128, one factor would overflow.
   const vi n = to_int(nf);
   const vi half = sra<1>(n);
@@ -63,16 +68,7 @@ HEDDLE_INLINE vf exp_moderate(vf x) {
   const vf clamped = max(set1(-87.0f), x);  // a NaN stays
   const vi n = to_int(mul(clamped, set1(1.44269504088896341f)));
   const vf nf = to_float(n);
-  vf r = fnma(nf, set1(0.693145751953125f), clamped);
-  r = fnma(nf, set1(1.428606765330187e-6f), r);
-  vf p = set1(0.000197904476f);
-  p = fma(p, r, set1(0.00139469463f));
-  p = fma(p, r, set1(0.0083335064f));
-  p = fma(p, r, set1(0.0416662637f));
-  p = fma(p, r, set1(0.166666658f));
-  p = fma(p, r, set1(0.500000008f));
-  p = fma(mul(r, r), p, r);
-  p = add(p, set1(1.0f));
+  const vf p = exp_fraction(clamped, nf);
   return as_float(addi(as_int(p), shl<23>(n)));
 }
 
