@@ -273,4 +273,24 @@ __global__ void __launch_bounds__(kMatrixThreads, Width == 64 ? 2 : 1) attention
   }
 }
 
+template <DType T, int Width>
+int64_t launch_matrix(const AttentionArgs& a, heddle_cuda_job& job) {
+  const AttentionProblem& p = a.problem;
+  const int64_t bytes = matrix_shared(Width);
+  HEDDLE_ALLOW_SHARED((attention_matrix_kernel<T, Width>), bytes);
+  const dim3 grid(static_cast<unsigned>(row_blocks(p, kMatrixRows)), static_cast<unsigned>(p.key_heads));
+  HEDDLE_LAUNCH((attention_matrix_kernel<T, Width>), grid, dim3(kMatrixThreads), bytes, job.stream, a, aligned_rows(p),
+                serves_short(p));
+  return job.launched();
+}
+
+template <DType T>
+int64_t launch_matrix_attention(const AttentionArgs& a, heddle_cuda_job& job) {
+  const int32_t width = attention_width(a.problem);
+  if (width <= 32) return launch_matrix<T, 32>(a, job);
+  if (width <= 64) return launch_matrix<T, 64>(a, job);
+  if (width <= 128) return launch_matrix<T, 128>(a, job);
+  return launch_matrix<T, 256>(a, job);
+}
+
 }  // namespace heddle

@@ -16,13 +16,13 @@ namespace heddle {
 #if defined(HEDDLE_CUDA_HOST)
 
 __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  cuda_host::mma_16(d, a, b, bf16_to_float);
+  cuda_host::mma(cuda_host::run_mma_bf16, d, a, b);
 }
 __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  cuda_host::mma_16(d, a, b, f16_to_float);
+  cuda_host::mma(cuda_host::run_mma_f16, d, a, b);
 }
 __device__ inline void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  cuda_host::mma_s8(d, a, b);
+  cuda_host::mma(cuda_host::run_mma_s8, d, a, b);
 }
 __device__ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) { cuda_host::ldmatrix(r, 4, row, false); }
 __device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { cuda_host::ldmatrix(r, 4, row, true); }
