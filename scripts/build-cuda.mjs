@@ -60,7 +60,9 @@ if (step.code !== 0) {
 if (step.code !== 0) fail(step.output);
 if (!existsSync(table))
   await run('cmake', ['--build', '--preset', 'cuda', '--target', 'clean'], { cwd: root });
-step = await run('cmake', ['--build', '--preset', 'cuda', '--parallel', String(availableParallelism())], { cwd: root });
+step = await run('cmake', ['--build', '--preset', 'cuda', '--parallel', String(availableParallelism())], {
+  cwd: root,
+});
 if (step.code !== 0) fail(step.output);
 const warnings = step.output.match(/.*\bwarning\b.*/gi) ?? [];
 if (warnings.length > 0) {
