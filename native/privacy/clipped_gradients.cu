@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kProductThreads) linear_clipped_kernel(Clipped
 }
 
 // A block a row: the first row of each id that counts sums the rows of that id, in order.
-__global__ void __launch_bounds__(kProductThreads) embedding_clipped_kernel(ClippedArgs a, int64_t rows) {
+__global__ void __launch_bounds__(kProductThreads, 4) embedding_clipped_kernel(ClippedArgs a, int64_t rows) {
   const RowLayer& l = a.layer;
   const int64_t at = blockIdx.x;
   const int32_t id = l.indices[at];
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kProductThreads) embedding_clipped_kernel(Clip
 }
 
 // blockIdx.y: a part of kRowsPerPart rows. partial[part][0 or 1][column]
-__global__ void __launch_bounds__(kProductThreads) scale_parts_kernel(ClippedArgs a, int64_t rows, float* partial) {
+__global__ void __launch_bounds__(kProductThreads, 6) scale_parts_kernel(ClippedArgs a, int64_t rows, float* partial) {
   const RowLayer& l = a.layer;
   const int64_t c = int64_t{blockIdx.x} * kProductThreads + threadIdx.x, part = blockIdx.y;
   if (c >= l.output_count) return;

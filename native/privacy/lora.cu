@@ -10,7 +10,7 @@ namespace heddle {
 namespace {
 
 // blockIdx.x: 64 rows; blockIdx.y: 64 ranks; blockIdx.z: 0 forms u, 1 forms v.
-__global__ void __launch_bounds__(kProductThreads) adapt_rows_kernel(LoraLayer l, int64_t rows, float* u, float* v) {
+__global__ void __launch_bounds__(kProductThreads, 2) adapt_rows_kernel(LoraLayer l, int64_t rows, float* u, float* v) {
   __shared__ float4 memory[kProductShared / 16];
   const int64_t r0 = int64_t{blockIdx.x} * kProductTile, i0 = int64_t{blockIdx.y} * kProductTile;
   const bool down = blockIdx.z != 0;
