@@ -38,14 +38,15 @@ export function elementwiseOutput(
   return out;
 }
 
-/** A float32 vector of `width` elements, or null. */
+/** A float32 vector of `width` elements, or null; `device`: as `asTensor` takes it. */
 export function optionalVector(
   value: TensorLike | undefined,
   width: number,
   name: string,
+  device?: 'device',
 ): Tensor<'float32'> | null {
   if (value === undefined) return null;
-  const t = asTensor(value, name, ['float32']);
+  const t = asTensor(value, name, ['float32'], undefined, device);
   checkDims(t, [width], name);
   return t;
 }

@@ -177,7 +177,10 @@ DeviceBank device_bank(Call& call) {
   return b;
 }
 
-Status no_cpu_form(const ExpertsDeviceArgs&, const Exec&) { return kUnsupported; }
+template <class Args>
+Status no_cpu_form(const Args&, const Exec&) {
+  return kUnsupported;
+}
 
 Napi::Value experts_device_call(const Napi::CallbackInfo& info) {
   Call call(info);
@@ -313,38 +316,58 @@ Napi::Value fused_linear_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), fused_linear);
 }
 
+// The numbers of lib/attention/patchEmbed.ts, and what follows them, in its order.
+PatchProblem patch_problem(Call& call) {
+  PatchProblem p;
+  const double* n = call.host_array<double>();
+  auto integer = [&] { return static_cast<int64_t>(*n++); };
+  p.batch = integer();
+  p.channels = integer();
+  p.batch_stride = integer();
+  p.channel_stride = integer();
+  for (int64_t* three : {p.pixel_stride, p.grid, p.size, p.step}) {
+    for (int i = 0; i < 3; ++i) three[i] = integer();
+  }
+  p.start = integer();
+  p.channels_last = integer() != 0;
+  p.out_rows = integer();
+  p.out_first = integer();
+  p.video = call.array<const void>();
+  p.type = call.dtype();
+  p.scale = call.array<const float>();
+  p.shift = call.array<const float>();
+  p.indices = call.array<const int32_t>();
+  p.batch_offsets = call.array<const int32_t>();
+  p.bias = call.array<const float>();
+  p.out = call.array<void>();
+  p.out_type = call.dtype();
+  return p;
+}
+
 Napi::Value patch_embed_call(const Napi::CallbackInfo& info) {
   Call call(info);
   PatchEmbedArgs a;
   a.weight = call.handle<Handle<PackedMatrix>>()->object;
-  const double* n = call.array<double>();  // the numbers of lib/attention/patchEmbed.ts, in its order
-  auto integer = [&] { return static_cast<int64_t>(*n++); };
-  a.batch = integer();
-  a.channels = integer();
-  a.batch_stride = integer();
-  a.channel_stride = integer();
-  for (int64_t* three : {a.pixel_stride, a.grid, a.size, a.step}) {
-    for (int i = 0; i < 3; ++i) three[i] = integer();
-  }
-  a.start = integer();
-  a.channels_last = integer() != 0;
-  a.out_rows = integer();
-  a.out_first = integer();
-  a.video = call.array<void>();
-  a.type = call.dtype();
-  a.scale = call.array<float>();
-  a.shift = call.array<float>();
-  a.indices = call.array<int32_t>();
-  a.batch_offsets = call.array<int32_t>();
-  a.bias = call.array<float>();
-  a.out = call.array<void>();
-  a.out_type = call.dtype();
+  a.problem = patch_problem(call);
   for (int i = 0; i < 2; ++i) {
     a.add[i] = call.array<float>();
     a.add_index[i] = call.array<int32_t>();
   }
   a.to = call.array<int32_t>();
   return call.submit(std::move(a), patch_embed);
+}
+
+// Weights as they come: matrix, type, outputs, inputs; then the tokens to compute and the problem.
+Napi::Value patch_embed_device_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  PatchEmbedDeviceArgs a;
+  a.weight = call.array<const void>();
+  a.weight_type = call.dtype();
+  a.columns = call.integer();
+  a.k = call.integer();
+  a.rows = call.integer();
+  a.problem = patch_problem(call);
+  return call.submit(std::move(a), no_cpu_form);
 }
 
 }  // namespace
@@ -372,6 +395,7 @@ void register_experts(Napi::Env env, Napi::Object exports) {
 
 void register_cuda_experts(CudaExports& ops) {
   ops.add("expertsForward", experts_device_call, "heddle_cuda_experts_forward");
+  ops.add("patchEmbed", patch_embed_device_call, "heddle_cuda_patch_embed");
 }
 
 }  // namespace heddle::binding

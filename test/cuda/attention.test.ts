@@ -6,6 +6,7 @@ import { Random } from '../cases/random.ts';
 import { hasCuda, testCudaCases } from '../helpers/cuda.ts';
 
 testCudaCases('attention', [
+  'patchEmbed',
   'attention',
   'factorizedAttention',
   'decodeAttention',
