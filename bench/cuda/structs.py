@@ -1,12 +1,13 @@
-"""Prints a C++ source that compiles only where the ctypes structs here are laid out as those of native/ with their names.
-
-    python3 bench/cuda/structs.py | c++ -std=c++17 -fsyntax-only -I native -x c++ -
+"""Prints C++ sources that compile only where the ctypes structs here are laid out as those of native/ with their names:
+a JSON object with a source for each folder of native/ (its headers go together), for `c++ -std=c++17 -fsyntax-only -I
+native`. test/cuda/structs.test.ts compiles them.
 
 Every Structure of the modules here is compared: the place, size and kind of each field, and the size of the whole. One
 that native/ has no struct for is that of a member without a name, and must be a field of another. Needs no torch.
 """
 import ctypes as C
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -49,6 +50,19 @@ def fields(kind, path, base):
             yield from fields(field, f'{full}.', at)
 
 
+def checks(name, kind):
+    """Assertions on one struct."""
+    for full, at, size, field in fields(kind, '', 0):
+        member = f'MEMBER({name}, {full})'
+        yield f'static_assert(offsetof(heddle::{name}, {full}) == {at}, "{name}::{full}: place");'
+        yield f'static_assert(sizeof({member}) == {size}, "{name}::{full}: size");'
+        trait = {C.c_void_p: 'pointer', C.c_float: 'floating_point'}.get(field)
+        if trait:
+            test = f'std::is_{trait}_v<std::remove_reference_t<decltype(({member}))>>'
+            yield f'static_assert({test}, "{name}::{full}: {trait}");'
+    yield f'static_assert(sizeof(heddle::{name}) == {C.sizeof(kind)}, "{name}: size");'
+
+
 def main():
     found, known = structures(), headers()
     inner = {field for kind in found.values() for _, field in kind._fields_ if issubclass(field, C.Structure)}
@@ -56,20 +70,15 @@ def main():
     for name, kind in found.items():
         if name not in known and kind not in inner:
             sys.exit(f'native/ has no struct {name}')
-    print('#include <cstddef>\n#include <type_traits>\n#include <utility>')
-    for header in sorted({known[name] for name in named}):
-        print(f'#include "{header}"')
-    print('#define MEMBER(S, m) std::declval<heddle::S&>().m')
+    sources = {}
     for name in named:
-        kind = found[name]
-        for full, at, size, field in fields(kind, '', 0):
-            member = f'MEMBER({name}, {full})'
-            print(f'static_assert(offsetof(heddle::{name}, {full}) == {at}, "{name}::{full}: place");')
-            print(f'static_assert(sizeof({member}) == {size}, "{name}::{full}: size");')
-            trait = {C.c_void_p: 'pointer', C.c_float: 'floating_point'}.get(field)
-            if trait:
-                print(f'static_assert(std::is_{trait}_v<std::remove_reference_t<decltype(({member}))>>, "{name}::{full}: {trait}");')
-        print(f'static_assert(sizeof(heddle::{name}) == {C.sizeof(kind)}, "{name}: size");')
+        family = known[name].split('/')[0]
+        lines = sources.setdefault(family, {'includes': set(), 'checks': []})
+        lines['includes'].add(f'#include "{known[name]}"')
+        lines['checks'] += checks(name, found[name])
+    start = '#include <cstddef>\n#include <type_traits>\n#include <utility>\n'
+    start += '#define MEMBER(S, m) std::declval<heddle::S&>().m\n'
+    print(json.dumps({f: start + '\n'.join([*sorted(s['includes']), *s['checks']]) + '\n' for f, s in sources.items()}))
 
 
 main()
