@@ -22,7 +22,13 @@ describe.skipIf(reason !== null)('structs of bench/cuda', () => {
   it('are all compared', () => {
     expect(made?.stderr).toBe('');
     const all = Object.values(sources).join();
-    for (const name of ['RouteTopKArgs', 'AttentionArgs', 'DecodeAttentionArgs', 'PatchEmbedDeviceArgs', 'NormsArgs']) {
+    for (const name of [
+      'RouteTopKArgs',
+      'AttentionArgs',
+      'DecodeAttentionArgs',
+      'PatchEmbedDeviceArgs',
+      'NormsArgs',
+    ]) {
       expect(all).toContain(`sizeof(heddle::${name})`);
     }
   });
