@@ -74,6 +74,11 @@ def main():
         report['peaks'] = measured_peaks(flush)
         print({k: f'{v / 1e12:.2f} T/s' for k, v in report['peaks'].items()})
     failed = checked = 0
+
+    def save():
+        if options.json:
+            Path(options.json).write_text(json.dumps(report, indent=1) + '\n')
+
     for module in MODULES:
         if importlib.util.find_spec(module) is None:
             print(f'{module}: no cases yet')
@@ -111,9 +116,9 @@ def main():
                     row['peer_seconds'] = p = seconds_of(case.peer, flush)
                     line += f', {p / t:.2f}x {case.peer_name} ({p * 1e6:.1f} us)'
             report['rows'].append(row)
+            save()  # what follows may be cut off
             print(line, flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=1) + '\n')
+    save()
     print(f'{checked - failed} passed, {failed} failed')
     sys.exit(1 if failed or not checked else 0)
 

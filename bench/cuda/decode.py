@@ -52,8 +52,8 @@ def pools_of(lib, kind, pages, key_heads, dim, page_size):
     return pools, (keys, values, *scales)
 
 
-def decode(lib, kind, batch, length, heads, key_heads, dim, page_size=64, queries=1, dtype=torch.bfloat16):
-    lengths = [max(queries, length - 19 * b) for b in range(batch)]
+def decode(lib, kind, batch, length, heads, key_heads, dim, page_size=64, queries=1, ragged=False, dtype=torch.bfloat16):
+    lengths = [max(queries, length - 19 * b * ragged) for b in range(batch)]
     per_entry = -(-length // page_size)
     pages = batch * per_entry
     pools, keep = pools_of(lib, kind, pages, key_heads, dim, page_size)
@@ -109,8 +109,8 @@ def decode(lib, kind, batch, length, heads, key_heads, dim, page_size=64, querie
 def cases(lib, small):
     if small:
         for kind in CACHE:
-            yield decode(lib, kind, 2, 300, 4, 2, 64)
-        yield decode(lib, 'int4', 3, 70, 6, 2, 40, page_size=7, queries=3)
+            yield decode(lib, kind, 2, 300, 4, 2, 64, ragged=True)
+        yield decode(lib, 'int4', 3, 70, 6, 2, 40, page_size=7, queries=3, ragged=True)
         yield decode(lib, 'bfloat16', 1, 600, 2, 1, 128, page_size=16, queries=2)
         return
     for kind in ('bfloat16', 'int8', 'int4'):

@@ -145,7 +145,8 @@ function locate(
   const place = placeOf('patchEmbed', o, { ...tensors, out });
   const packed = weights.find((w) => w instanceof PackedMatrix);
   const asked = place === 'cuda' ? place : o.backend;
-  if (packed !== undefined && asked === 'cuda') {
+  const there = weights.some((w) => w instanceof PackedMatrix && w.backend === 'cuda');
+  if (packed !== undefined && (there || asked === 'cuda')) {
     throw new HeddleError(
       'ERR_BACKEND',
       `patchEmbed: weights packed for backend ${packed.backend} cannot be used on cuda; give the matrix itself, a tensor [dim, inputs]`,
