@@ -170,6 +170,7 @@ function prepare(
   const order = optionChoice(o.weightOrder, ['CTHW', 'THWC'], 'CTHW', 'weightOrder');
   const [batch, frames] = x.dims;
   const [channels, height, width] = last ? [x.dims[4], x.dims[2], x.dims[3]] : x.dims.slice(2);
+  if (channels === 0) throw new HeddleError('ERR_SHAPE', 'video: expected at least one channel');
   const scale = optionNumber(o.scale, -Infinity, x.type === 'uint8' ? 1 / 255 : 1, 'scale');
   const mean = perChannel(o.mean, 0, channels, 'mean');
   const std = perChannel(o.std, 1, channels, 'std');
@@ -330,7 +331,8 @@ function* embed(
  *
  * On CUDA the weights are the matrices themselves, and their type says how it multiplies: bfloat16 and float16 on the
  * tensor cores, with pixels rounded to that type once they are normalised, float32 in float32. Tensors may be on the
- * device, all of them or none, and so is then the result. The host packs a matrix for each call: give it packed where
+ * device, all of them or none, and so is then the result. A matrix whose order is not that of the video's channels
+ * (`layout` and `weightOrder`) is copied for each call. The host packs a matrix for each call: give it packed where
  * calls follow each other.
  *
  * @param video five dims as `layout` says; uint8, float32 or bfloat16

@@ -255,6 +255,12 @@ describe('tubelet ops refuse bad input', () => {
     ['no tubelet', (o) => run(o, { tubelet: undefined }), 'ERR_OPTION', /^tubelet must be/],
     ['tubelet', (o) => run(o, { tubelet: [2, 0, 4] }), 'ERR_OPTION', /^tubelet\[1\]/],
     ['rank', (o) => run(o, {}, Tensor.zeros('float32', [4, 3, 8, 8])), 'ERR_SHAPE', /^video: expected 5/],
+    [
+      'no channels',
+      (o) => run(o, {}, Tensor.zeros('float32', [1, 4, 0, 8, 8])),
+      'ERR_SHAPE',
+      /^video: expected at least one channel/,
+    ],
     ['type', (o) => run(o, {}, Tensor.zeros('int8', [1, 4, 3, 8, 8])), 'ERR_DTYPE', /^video/],
     [
       'matrix type',
