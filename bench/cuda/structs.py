@@ -20,7 +20,8 @@ NATIVE = HERE.parent.parent / 'native'
 def structures():
     """Of all modules, by name."""
     sys.path.insert(0, str(HERE))
-    sys.modules['torch'] = MagicMock()
+    for name in ('torch', 'torch.nn', 'torch.nn.functional'):
+        sys.modules[name] = MagicMock()
     found = {}
     for path in sorted(HERE.glob('*.py')):
         if path.stem in ('bench', 'structs'):
