@@ -3,7 +3,8 @@
     python3 bench.py LIBRARY [--small] [--check-only] [--filter TEXT] [--seconds S] [--json FILE]
 
 Each module of MODULES has `cases(lib, small)`, which yields heddle_cuda.Case; `small` asks for shapes that
-compute-sanitizer gets through in seconds. A new family is one more name in MODULES. Without a GPU, and with the library
+compute-sanitizer gets through in seconds. A new family is one more name in MODULES; its ctypes structs have the names of
+those in native/, which structs.py holds them against. Without a GPU, and with the library
 of the host shim, --small --check-only checks the args structs and the cases themselves.
 """
 import argparse
