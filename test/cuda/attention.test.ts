@@ -11,6 +11,7 @@ testCudaCases('attention', [
   'decodeAttention',
   'attentionBackward',
   'factorizedAttentionBackward',
+  'rotaryEmbedding',
 ]);
 
 describe.skipIf(!hasCuda())('cuda, attention rows that see only NaN logits', () => {
