@@ -50,7 +50,8 @@ const LINEAR_OPTIONS: ReadonlySet<string> = new Set([
   'signal',
 ]);
 
-function prepareLinear(
+/** @internal Checks a product's arguments and makes its result. */
+export function prepareLinear(
   x: TensorLike,
   weight: PackedMatrix,
   options: (LinearOptions & OpOptions) | undefined,

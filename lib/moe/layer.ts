@@ -9,6 +9,7 @@ import { type AsyncOpOptions, checkOptions, type OpOptions, optionInteger } from
 import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import { cachedForward } from './cachedForward.ts';
 import { moeBlock } from './config.ts';
+import { deviceForward } from './deviceForward.ts';
 import type { ExpertCacheStats } from './expertCache.ts';
 import { expertsForward, expertsForwardSync } from './experts.ts';
 import { disposeParts, LOAD_OPTIONS, type MoELayerOptions, type Parts, readParts } from './load.ts';
@@ -189,40 +190,50 @@ export class MoELayer {
     return runSync(this.block(flat, dims, options));
   }
 
-  private *block(given: Tensor<FloatType>, dims: readonly number[], options: AsyncOpOptions) {
+  private *block(
+    x: Tensor<FloatType>,
+    dims: readonly number[],
+    options: AsyncOpOptions,
+  ): Steps<Tensor<FloatType>> {
+    const y = yield* this.backend === 'cuda' ? this.onDevice(x, options) : this.onHost(x, options);
+    return makeTensor(y.type, y.data, dims);
+  }
+
+  private *onHost(x: Tensor<FloatType>, options: AsyncOpOptions): Steps<Tensor<FloatType>> {
     const { experts, cache, shared, sharedGate: gate } = this.parts;
     const o = { ...options, backend: this.backend };
+    const routing = yield* this.router(x, o);
+    let open: Tensor | undefined;
+    if (gate !== undefined) {
+      const sigmoid = { ...o, activation: 'sigmoid' as const };
+      const product = yield* step(
+        () => linearSync(x, gate, sigmoid),
+        () => linear(x, gate, sigmoid),
+      );
+      open = product.reshape([product.size]);
+    }
+    const forward = { shared, sharedGate: open, outType: x.type };
+    if (cache !== undefined) return yield* cachedForward(cache, x, routing, forward, o);
+    const all = { ...o, ...forward };
+    return yield* step(
+      () => expertsForwardSync(x, routing, experts, all),
+      () => expertsForward(x, routing, experts, all),
+    );
+  }
+
+  private *onDevice(x: Tensor<FloatType>, options: AsyncOpOptions): Steps<Tensor<FloatType>> {
+    if (x.location === 'cuda') return yield* deviceForward(this.parts, this.routing, x, options);
     const { signal } = options;
-    const temporary: Tensor[] = []; // on the device the garbage collector comes late
+    const there = yield* moved(x, 'cuda', signal);
     try {
-      // From the host to the device once, not for every op.
-      const flat = yield* moved(given, this.location, signal);
-      if (flat !== given) temporary.push(flat);
-      const { logits, ...routing } = yield* this.router(flat, o);
-      temporary.push(logits, routing.indices, routing.weights);
-      let open: Tensor | undefined;
-      if (gate !== undefined) {
-        const sigmoid = { ...o, activation: 'sigmoid' as const };
-        open = yield* step(
-          () => linearSync(flat, gate, sigmoid),
-          () => linear(flat, gate, sigmoid),
-        );
-        temporary.push(open);
+      const y = yield* deviceForward(this.parts, this.routing, there, options);
+      try {
+        return yield* moved(y, 'cpu', signal);
+      } finally {
+        y.dispose();
       }
-      const forward = { shared, sharedGate: open?.reshape([open.size]), outType: flat.type };
-      const all = { ...o, ...forward };
-      const y =
-        cache !== undefined
-          ? yield* cachedForward(cache, flat, routing, forward, o)
-          : yield* step(
-              () => expertsForwardSync(flat, routing, experts, all),
-              () => expertsForward(flat, routing, experts, all),
-            );
-      const result = yield* moved(y, given.location, signal);
-      if (result !== y) temporary.push(y);
-      return makeTensor(result.type, result.data, dims);
     } finally {
-      for (const t of temporary) t.dispose();
+      there.dispose();
     }
   }
 

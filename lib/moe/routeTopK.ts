@@ -163,7 +163,11 @@ function checkGroups(groups: ExpertGroups, experts: number, k: number): [number,
   return [count, keep, top2];
 }
 
-function prepare(logits: TensorLike, options: RouteTopKOptions): { args: unknown[]; result: Routing } {
+/** @internal Checks the arguments and makes the result. */
+export function prepareRoute(
+  logits: TensorLike,
+  options: RouteTopKOptions,
+): { args: unknown[]; result: Routing } {
   checkOptions(options, ROUTE_OPTIONS, 'routeTopK');
   const l = checkLogits(logits, 'device');
   const tokens = l.dims[0];
@@ -263,14 +267,14 @@ export async function routeTopK(
   logits: TensorLike,
   options: RouteTopKOptions & AsyncOpOptions,
 ): Promise<Routing> {
-  const { args, result } = prepare(logits, options);
+  const { args, result } = prepareRoute(logits, options);
   await call(op, args, options);
   return result;
 }
 
 /** {@link routeTopK} on the calling thread (and helpers, when `threads` > 1). */
 export function routeTopKSync(logits: TensorLike, options: RouteTopKOptions & OpOptions): Routing {
-  const { args, result } = prepare(logits, options);
+  const { args, result } = prepareRoute(logits, options);
   callSync(op, args, options);
   return result;
 }

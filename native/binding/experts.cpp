@@ -3,10 +3,10 @@
 #include "binding/addon.h"
 #include "binding/call.h"
 #include "binding/cuda.h"
+#include "binding/device_args.h"
 #include "binding/handle.h"
 #include "moe/experts.h"
 #include "moe/experts_backward.h"
-#include "moe/experts_device.h"
 #include "nn/fused_linear.h"
 
 namespace heddle::binding {
@@ -120,7 +120,7 @@ Napi::Value layout_expert_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), layout_expert);
 }
 
-// A bank on the device: its memory, then the numbers of lib/moe/deviceExperts.ts in its order; null twice for none.
+// A bank on the device: its memory, then the numbers of lib/moe/packedExperts.ts in its order; null twice for none.
 DeviceBank device_bank(Call& call) {
   DeviceBank b;
   b.data = call.array<const char>();
@@ -144,19 +144,7 @@ Status no_cpu_form(const ExpertsDeviceArgs&, const Exec&) { return kUnsupported;
 
 Napi::Value experts_device_call(const Napi::CallbackInfo& info) {
   Call call(info);
-  ExpertsDeviceArgs a;
-  a.bank = device_bank(call);
-  a.shared = device_bank(call);
-  a.shared_gate = call.array<const float>();
-  a.x = call.array<const void>();
-  a.type = call.dtype();
-  a.tokens = call.integer();
-  a.k = call.integer();
-  a.indices = call.array<const int32_t>();
-  a.weights = call.array<const float>();
-  a.out = call.array<void>();
-  a.out_type = call.dtype();
-  return call.submit(std::move(a), no_cpu_form);
+  return call.submit(experts_device_args(call), no_cpu_form);
 }
 
 Napi::Value experts_backward_call(const Napi::CallbackInfo& info) {
@@ -273,6 +261,22 @@ Napi::Value patch_embed_call(const Napi::CallbackInfo& info) {
 }
 
 }  // namespace
+
+ExpertsDeviceArgs experts_device_args(Call& call) {
+  ExpertsDeviceArgs a;
+  a.bank = device_bank(call);
+  a.shared = device_bank(call);
+  a.shared_gate = call.array<const float>();
+  a.x = call.array<const void>();
+  a.type = call.dtype();
+  a.tokens = call.integer();
+  a.k = call.integer();
+  a.indices = call.array<const int32_t>();
+  a.weights = call.array<const float>();
+  a.out = call.array<void>();
+  a.out_type = call.dtype();
+  return a;
+}
 
 void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("createBank", Napi::Function::New(env, create_bank));

@@ -2,8 +2,8 @@
 #include "binding/addon.h"
 #include "binding/call.h"
 #include "binding/cuda.h"
+#include "binding/device_args.h"
 #include "binding/handle.h"
-#include "gemm/device_matrix.h"
 #include "gemm/linear.h"
 
 namespace heddle::binding {
@@ -61,11 +61,12 @@ Napi::Value layout_matrix_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), layout_matrix);
 }
 
-// A matrix on the device: its memory, then the numbers of lib/gemm/linear.ts in its order.
+// A matrix on the device: its memory, then the numbers of lib/gemm/packMatrix.ts in its order; null twice for none.
 DeviceMatrix device_matrix(Call& call) {
   DeviceMatrix m;
   m.data = call.array<const char>();
   const double* n = call.host_array<double>();
+  if (!n) return m;
   m.type = static_cast<PackType>(static_cast<int32_t>(n[0]));
   m.points = static_cast<int32_t>(n[1]);
   m.group = static_cast<int64_t>(n[2]);
@@ -78,6 +79,12 @@ Status no_cpu_form(const LinearDeviceArgs&, const Exec&) { return kUnsupported; 
 
 Napi::Value linear_device_call(const Napi::CallbackInfo& info) {
   Call call(info);
+  return call.submit(linear_device_args(call), no_cpu_form);
+}
+
+}  // namespace
+
+LinearDeviceArgs linear_device_args(Call& call) {
   LinearDeviceArgs a;
   a.weight = device_matrix(call);
   a.x = call.array<const void>();
@@ -87,10 +94,8 @@ Napi::Value linear_device_call(const Napi::CallbackInfo& info) {
   a.activation = static_cast<LinearActivation>(call.integer());
   a.out = call.array<void>();
   a.out_type = call.dtype();
-  return call.submit(std::move(a), no_cpu_form);
+  return a;
 }
-
-}  // namespace
 
 void register_matrices(Napi::Env env, Napi::Object exports) {
   exports.Set("createMatrix", Napi::Function::New(env, create_matrix));

@@ -134,11 +134,17 @@ __device__ __forceinline__ void finish_tile(const GroupedProduct& p, const Produ
   if (!p.is_up) {
     const int64_t columns = p.columns - tile.outputs * 16;
     const int64_t first = (part * p.all + tile.row) * p.out_pitch + tile.outputs * 16;
+    auto write = [&](auto put) {
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < rows * S::kTiles * 16; i += threads) {
-      const int row = i / (S::kTiles * 16), output = i % (S::kTiles * 16);
-      if (output >= columns) continue;
-      store_float(p.out, p.out_type, first + row * p.out_pitch + output, linear_activation(p.activation, value(row, output)));
+      for (int i = static_cast<int>(threadIdx.x); i < rows * S::kTiles * 16; i += threads) {
+        const int row = i / (S::kTiles * 16), output = i % (S::kTiles * 16);
+        if (output < columns) put(first + row * p.out_pitch + output, value(row, output));
+      }
+    };
+    if (p.activation == LinearActivation::kNone && p.out_type == DType::kFloat32) {
+      write([&](int64_t i, float v) { static_cast<float*>(p.out)[i] = v; });
+    } else {
+      write([&](int64_t i, float v) { store_float(p.out, p.out_type, i, linear_activation(p.activation, v)); });
     }
     return;
   }
