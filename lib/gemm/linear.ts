@@ -17,7 +17,6 @@ import { asTensor, makeTensor, product, Tensor, type TensorLike } from '../tenso
 import type { DeviceWeights } from './deviceWeights.ts';
 import { PackedMatrix } from './packMatrix.ts';
 
-export type { LinearActivation, WeightType };
 export {
   PackedMatrix,
   type PackMatrixOptions,
@@ -27,6 +26,7 @@ export {
   WEIGHT_TYPES,
   weightOptions,
 } from './packMatrix.ts';
+export type { LinearActivation, WeightType };
 
 export interface LinearOptions {
   /** float32 `[outputs]`. */

@@ -105,7 +105,10 @@ export async function readParts(
       : optionInteger(options.memoryBudget, 1, Number.MAX_SAFE_INTEGER, 'memoryBudget');
   const onDevice = backendOf(resolveBackend(options.backend)) === 'cuda';
   if (onDevice && budget !== undefined) {
-    throw new HeddleError('ERR_OPTION', 'memoryBudget is for the host: on backend cuda all experts are on the device');
+    throw new HeddleError(
+      'ERR_OPTION',
+      'memoryBudget is for the host: on backend cuda all experts are on the device',
+    );
   }
   const total = 2 + (budget === undefined ? count : 0) + (tensors.shared ? 1 : 0);
   let done = 0;
@@ -132,7 +135,8 @@ export async function readParts(
       const pack = (packed: (expert: number) => Promise<void>) => packAll(experts, reader, op, step, packed);
       parts.experts = await experts.throughHost(pack, { threads: options.threads, signal });
       experts.dispose();
-      const place = async (bias: Tensor<'float32'> | undefined) => bias && (await bias.to('cuda', { signal }));
+      const place = async (bias: Tensor<'float32'> | undefined) =>
+        bias && (await bias.to('cuda', { signal }));
       parts.onDevice = { routerBias: await place(parts.routerBias) };
       parts.onDevice.selectionBias = await place(parts.selectionBias);
     }

@@ -2,15 +2,7 @@ import { allocateAt, type Location } from '../device.ts';
 import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { checkOut } from '../op.ts';
-import {
-  asTensor,
-  checkDims,
-  type DType,
-  makeTensor,
-  product,
-  Tensor,
-  type TensorLike,
-} from '../tensor.ts';
+import { asTensor, checkDims, type DType, makeTensor, product, Tensor, type TensorLike } from '../tensor.ts';
 
 function sameMemory(a: Tensor<DType>, b: Tensor<DType>): boolean {
   return a.type === b.type && a.data.byteOffset === b.data.byteOffset && a.data.length === b.data.length;

@@ -13,6 +13,7 @@
 #include "cuda/vector.cuh"
 #include "cuda/warp.cuh"
 #include "gemm/device_product.h"
+#include "moe/experts_device.h"
 #include "moe/plan_dispatch.h"
 
 extern "C" HEDDLE_CUDA_API int64_t heddle_cuda_plan_dispatch(const void* args, heddle_cuda_job* job);

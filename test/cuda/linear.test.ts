@@ -17,8 +17,7 @@ import { expectRejection, expectThrow } from '../helpers/errors.ts';
 testCudaCases('core', ['linear']);
 
 const random = new Random(5);
-const weightOf = (n: number, k: number) =>
-  new Tensor('float32', random.normals(n * k, k ** -0.5), [n, k]);
+const weightOf = (n: number, k: number) => new Tensor('float32', random.normals(n * k, k ** -0.5), [n, k]);
 const rowsOf = (rows: number, k: number, type: FloatType = 'float32') =>
   new Tensor(type, encodeFloats(random.normals(rows * k), type) as never, [rows, k]);
 const live = () => {

@@ -80,7 +80,10 @@ describe.skipIf(!hasCuda())('norms, elementwise ops and rotary embedding on cuda
         [await gelu(dx), await gelu(x, { backend })],
         [await addResidual(dx, dy, { gate: weight }), await addResidual(x, y, { gate: weight, backend })],
         [await rotaryEmbedding(dh, { positions }), await rotaryEmbedding(heads, { positions, backend })],
-        [rotaryEmbeddingSync(dh, { positions: deviceIds }), rotaryEmbeddingSync(heads, { positions, backend })],
+        [
+          rotaryEmbeddingSync(dh, { positions: deviceIds }),
+          rotaryEmbeddingSync(heads, { positions, backend }),
+        ],
       ];
       const sum = addResidualSync(dx, dy, { out: dx }); // last: x is the sum from here on
       expect(sum.data).toBe(dx.data);
@@ -103,8 +106,16 @@ describe.skipIf(!hasCuda())('norms, elementwise ops and rotary embedding on cuda
     const x = draw('float32', 2, 8);
     const on = x.toSync('cuda');
     const weight = draw('float32', 8);
-    expectThrow(() => layerNormSync(on, { weight }), 'ERR_ARGUMENT', /layerNorm: x is on cuda but weight is on cpu/);
-    expectThrow(() => rmsNormSync(x, { out: { output: on } }), 'ERR_ARGUMENT', /out\.output is on cuda but x is on cpu/);
+    expectThrow(
+      () => layerNormSync(on, { weight }),
+      'ERR_ARGUMENT',
+      /layerNorm: x is on cuda but weight is on cpu/,
+    );
+    expectThrow(
+      () => rmsNormSync(x, { out: { output: on } }),
+      'ERR_ARGUMENT',
+      /out\.output is on cuda but x is on cpu/,
+    );
     expectThrow(() => geluSync(on, { backend: 'cpu' }), 'ERR_BACKEND', /gelu: x is on cuda/);
     expectThrow(() => addResidualSync(on, x), 'ERR_ARGUMENT', /x is on cuda but y is on cpu/);
     const gate = weight.toSync('cuda');
