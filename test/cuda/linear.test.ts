@@ -130,7 +130,8 @@ describe.skipIf(!hasCuda())('linear on cuda', () => {
     expectThrow(() => cpu.toSync('gpu' as never), 'ERR_OPTION', /'gpu'/);
     const copying = cpu.to('cuda');
     cpu.dispose();
-    await expectRejection(copying, 'ERR_DISPOSED', /disposed/);
+    (await copying).dispose(); // the copy under way keeps what it reads
+    await expectRejection(cpu.to('cuda'), 'ERR_DISPOSED', /disposed/);
     const running = linear(on, cuda);
     cuda.dispose();
     (await running).dispose();
