@@ -11,11 +11,14 @@ namespace {
 
 constexpr int kThreads = 256, kHeld = 4096;
 
-// Angle and reduction in float64, as on the CPU.
+// Reduction in float64 and polynomials in float32, as on the CPU: no argument is large when it gets to them.
 __device__ __forceinline__ float2 cos_sin(double a) {
   const double n = rint(a * 0.63661977236758134);
   const auto r = static_cast<float>(fma(n, -6.123233995736766e-17, fma(n, -1.5707963267948966, a)));
-  const float s = sinf(r), c = cosf(r);
+  const float z = r * r;
+  const float s = fmaf(r * z, fmaf(z, fmaf(z, -1.9515295891e-4f, 8.3321608736e-3f), -1.6666654611e-1f), r);
+  const float c = fmaf(z * z, fmaf(z, fmaf(z, 2.443315711809948e-5f, -1.388731625493765e-3f), 4.166664568298827e-2f),
+                       fmaf(-0.5f, z, 1.0f));
   switch (static_cast<int64_t>(n) & 3) {
     case 0: return make_float2(c, s);
     case 1: return make_float2(-s, c);

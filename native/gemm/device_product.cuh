@@ -36,23 +36,27 @@ struct ProductTile {
   int32_t expert, row, end;  // rows [row, end)
   int32_t outputs;           // tiles of 16 outputs before it
 };
+// Row tiles of the only expert.
 template <class S>
-__device__ __forceinline__ ProductTile find_tile(const GroupedProduct& p, int64_t i, int64_t across) {
+__device__ __forceinline__ int32_t row_tiles(const GroupedProduct& p) {
+  return static_cast<int32_t>(ceil_div(p.all, S::kRows));
+}
+template <class S>
+__device__ __forceinline__ ProductTile find_tile(const GroupedProduct& p, int32_t i, int32_t across) {
   ProductTile t{};
-  int64_t before = 0, down = ceil_div(p.all, S::kRows);
-  int32_t first = 0, end = static_cast<int32_t>(p.all);
+  int32_t before = 0, down = row_tiles<S>(p), first = 0, end = p.all;
   if (p.offsets) {
     t.expert = p.tile_expert[i / across];
     before = p.first_tile[t.expert], down = p.first_tile[t.expert + 1] - before;
     first = p.offsets[t.expert], end = p.offsets[t.expert + 1];
   }
-  int64_t j = i - before * across;
-  const int64_t run = j / (kRowRun * across);
+  int32_t j = i - before * across;
+  const int32_t run = j / (kRowRun * across);
   j -= run * kRowRun * across;
-  const int64_t height = down - run * kRowRun < kRowRun ? down - run * kRowRun : kRowRun;
-  t.row = first + static_cast<int32_t>((run * kRowRun + j % height) * S::kRows);
+  const int32_t height = min(down - run * kRowRun, kRowRun);
+  t.row = first + (run * kRowRun + j % height) * S::kRows;
   t.end = min(end, t.row + S::kRows);
-  t.outputs = static_cast<int32_t>(j / height * S::kTiles);
+  t.outputs = j / height * S::kTiles;
   return t;
 }
 
@@ -133,7 +137,7 @@ __device__ __forceinline__ void finish_tile(const GroupedProduct& p, const Produ
   };
   if (!p.is_up) {
     const int64_t columns = p.columns - tile.outputs * 16;
-    const int64_t first = (part * p.all + tile.row) * p.out_pitch + tile.outputs * 16;
+    const int64_t first = (int64_t{part} * p.all + tile.row) * p.out_pitch + tile.outputs * 16;
     auto write = [&](auto put) {
 #pragma unroll 1
       for (int i = static_cast<int>(threadIdx.x); i < rows * S::kTiles * 16; i += threads) {
@@ -168,11 +172,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) grouped_product_kerne
   __shared__ int32_t row_of[S::kRows];  // in p.rows; -1: none
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int first_tile = warp / S::kWarpsN * S::kM, first_row = warp % S::kWarpsN * S::kN * 8;
-  const int64_t across = ceil_div(p.matrix.tiles, S::kTiles);
-  const int64_t count = (p.offsets ? p.first_tile[p.experts] : ceil_div(p.all, S::kRows)) * across;
-  for (int64_t i = blockIdx.x; i < count * p.parts; i += gridDim.x) {
+  const auto across = static_cast<int32_t>(ceil_div(p.matrix.tiles, S::kTiles));
+  const int32_t count = (p.offsets ? p.first_tile[p.experts] : row_tiles<S>(p)) * across;
+  for (auto i = static_cast<int32_t>(blockIdx.x); i < count * p.parts; i += static_cast<int32_t>(gridDim.x)) {
     const ProductTile tile = find_tile<S>(p, i % count, across);
-    const auto part = static_cast<int32_t>(i / count);
+    const int32_t part = i / count;
     const char* expert = p.bank + tile.expert * p.expert_bytes;
     for (int r = static_cast<int>(threadIdx.x); r < S::kRows; r += S::kThreads) {
       const int32_t row = tile.row + r;
@@ -222,6 +226,7 @@ int64_t launch_product(const GroupedProduct& p, heddle_cuda_job& job) {
   const int64_t tiles = p.most_tiles * ceil_div(p.matrix.tiles, S::kTiles) * p.parts;
   const int64_t fit = cuda::multiprocessors() * S::kBlocks;
   if (tiles == 0) return kOk;
+  if (tiles >= int64_t{1} << 30) return kUnsupported;  // terabytes
   constexpr int kShared = product_shared<K, S>();
   if (kShared > 48 * 1024) HEDDLE_ALLOW_SHARED((grouped_product_kernel<K, S>), kShared);
   HEDDLE_LAUNCH((grouped_product_kernel<K, S>), dim3(static_cast<unsigned>(tiles < fit ? tiles : fit)), dim3(S::kThreads), kShared,

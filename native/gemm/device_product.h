@@ -50,7 +50,7 @@ struct GroupedProduct {
   const int32_t* offsets;      // [experts + 1]: rows of each expert; null: one expert and `all` rows
   const int32_t* first_tile;   // [experts + 1]: row tiles before each expert
   const int32_t* tile_expert;  // [row tiles]
-  int64_t all;
+  int32_t all;
   int64_t most_tiles;  // bound of the row tiles
   // Plain: y = activation(product + bias). Up: h = activation(gate) * up, or clamped SwiGLU, written as down's operand
   // or, where that is quantised first, as floats.

@@ -62,7 +62,7 @@ HEDDLE_CUDA_OP(linear, LinearDeviceArgs) {
   if (status != kOk) return status;
   p.bank = w.data, p.expert_bytes = bytes, p.experts = 1;
   p.rows = x.data, p.row_bytes = x.row_bytes, p.row_scale = x.scale;
-  p.all = a.rows, p.most_tiles = ceil_div(a.rows, kBlockRows[static_cast<int>(shape)]);
+  p.all = static_cast<int32_t>(a.rows), p.most_tiles = ceil_div(a.rows, kBlockRows[static_cast<int>(shape)]);
   p.activation = a.activation, p.bias = a.bias;
   p.out = a.out, p.out_type = a.out_type;
   p.out_pitch = p.columns = w.outputs;

@@ -195,7 +195,7 @@ class BankRun {
     if (job.no_memory) return kNoMemory;
     int64_t status = kOk;
     if (!plan.order) {
-      p.all = routes.rows;
+      p.all = static_cast<int32_t>(routes.rows);
     } else if (routes.rows <= kSmallRoutes && experts <= kSmallExperts) {
       unsigned long long* bad = job.status();
       if (!bad) return kNoMemory;
