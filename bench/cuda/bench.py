@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from heddle_cuda import Library  # noqa: E402
 
-MODULES = ('moe', 'experts', 'linear', 'nn', 'attention', 'privacy')
+MODULES = ('moe', 'experts', 'linear', 'layer', 'nn', 'attention', 'privacy')
 
 
 def seconds_of(run, flush, repeats=25):
