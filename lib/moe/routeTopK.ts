@@ -91,10 +91,13 @@ export function routingResult(
   if (out === undefined) {
     const n = tokens * k;
     if (place === 'cuda') {
-      return {
-        indices: makeTensor('int32', allocateAt(place, 'int32', n), dims),
-        weights: makeTensor('float32', allocateAt(place, 'float32', n), [tokens, k]),
-      };
+      const indices = makeTensor('int32', allocateAt(place, 'int32', n), dims);
+      try {
+        return { indices, weights: makeTensor('float32', allocateAt(place, 'float32', n), [tokens, k]) };
+      } catch (error) {
+        indices.dispose();
+        throw error;
+      }
     }
     // A token's results share one buffer: making two costs more than routing it.
     const shared = n <= SHARED_RESULT ? new ArrayBuffer(8 * n) : null;

@@ -2,9 +2,11 @@ import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { cudaMemory, setCudaMemoryLimit } from '../../lib/device.ts';
 import { decodeFloats, encodeFloats } from '../../lib/dtype.ts';
-import type { WeightType } from '../../lib/gemm/linear.ts';
+import { linearSync, type WeightType } from '../../lib/gemm/linear.ts';
 import { openCheckpointSync, Tensor } from '../../lib/index.ts';
+import { expertsForwardSync } from '../../lib/moe/experts.ts';
 import { MoELayer } from '../../lib/moe/index.ts';
+import type { Parts } from '../../lib/moe/load.ts';
 import { sameBits } from '../cases/case.ts';
 import { golden } from '../helpers/checkpoints.ts';
 import { hasCuda } from '../helpers/cuda.ts';
@@ -58,13 +60,21 @@ describe.skipIf(!hasCuda())('MoELayer on cuda', () => {
     expect(relativeError(w.data as Float32Array, weights)).toBeLessThan(2e-6);
     const onHost = layer.routeSync(input);
     expect(sameBits([onHost.logits, onHost.indices, onHost.weights] as Tensor[], [l, i, w])).toBe(true);
-    for (const t of routed) t.dispose();
+    // The one job has the bits of the ops one by one.
+    const { experts, shared, sharedGate } = (layer as unknown as { parts: Parts }).parts;
+    const flat = x.reshape([l.dims[0], layer.hiddenSize]);
+    const open = sharedGate && linearSync(flat, sharedGate, { activation: 'sigmoid' });
+    const gate = open?.reshape([open.size]);
+    const single = expertsForwardSync(flat, routing, experts, { shared, sharedGate: gate });
+    const expected = single.reshape(input.dims).toSync('cpu');
+    for (const t of [...routed, single, open]) t?.dispose();
 
     const y = await layer.forward(x);
     expect([y.location, y.type]).toEqual(['cuda', 'float32']);
     expect(y.dims).toEqual(input.dims);
     const result = await y.to('cpu');
     expect(relativeError(result.data as Float32Array, output)).toBeLessThan(2e-5);
+    expect(sameBits([result], [expected])).toBe(true);
     const sync = layer.forwardSync(x);
     expect(sameBits([sync.toSync('cpu')], [result])).toBe(true);
     const fromHost = await layer.forward(input);
