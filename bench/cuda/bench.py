@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from heddle_cuda import Library  # noqa: E402
 
-MODULES = ('moe', 'experts', 'attention', 'decode', 'factorized', 'patch_embed', 'privacy')
+MODULES = ('moe', 'experts', 'linear', 'layer', 'nn', 'attention', 'decode', 'factorized', 'patch_embed', 'privacy')
 
 
 def seconds_of(run, flush, repeats=25):

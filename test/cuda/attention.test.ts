@@ -12,6 +12,7 @@ testCudaCases('attention', [
   'decodeAttention',
   'attentionBackward',
   'factorizedAttentionBackward',
+  'rotaryEmbedding',
 ]);
 
 describe.skipIf(!hasCuda())('cuda, attention rows that see only NaN logits', () => {
