@@ -8,7 +8,15 @@ import { hasCuda, testCudaCases } from '../helpers/cuda.ts';
 // Those of the backward passes run in attentionBackward.test.ts: two files share the time.
 testCudaCases(
   'attention',
-  ['attention', 'factorizedAttention', 'decodeAttention', 'attentionBackward', 'factorizedAttentionBackward'],
+  [
+    'patchEmbed',
+    'attention',
+    'factorizedAttention',
+    'decodeAttention',
+    'attentionBackward',
+    'factorizedAttentionBackward',
+    'rotaryEmbedding',
+  ],
   { serve: (c) => !c.op.endsWith('Backward') },
 );
 
