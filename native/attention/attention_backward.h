@@ -21,6 +21,49 @@
 
 namespace heddle {
 
+// Keys of a panel: K twice, V and both sums take at most 1 MiB of L2. It depends on the head dims alone, as the sums do.
+inline int backward_panel_keys(int dim, int value_dim) {
+  const int n = (1024 << 10) / 4 / (3 * dim + 2 * value_dim) / 128 * 128;
+  return n < 128 ? 128 : n > 512 ? 512 : n;
+}
+
+// Whether a unit's rows of q and of the upstream stay packed from the first panel to the last.
+inline bool keeps_rows(const AttentionProblem& p, int64_t rows, int64_t keys) {
+  return rows <= 16384 && keys > backward_panel_keys(p.head_dim, p.value_dim);
+}
+
+// Log-sum-exp and delta of a unit's rows in whole cache lines, their sums, and themselves packed in whole blocks.
+inline int64_t backward_row_floats(const AttentionProblem& p, int64_t rows, int64_t keys) {
+  const int64_t qk = (p.head_dim + 31) / 32 * 32, vo = (p.value_dim + 31) / 32 * 32;
+  return (rows + 15) / 16 * 32 + rows * qk + (keeps_rows(p, rows, keys) ? (rows + 111) * (qk + vo) : 0);
+}
+
+// The row blocks that each panel of each unit is done with. Code outside the vector regions.
+class PanelProgress {
+ public:
+  PanelProgress() = default;
+  PanelProgress(const PanelProgress&) = delete;
+  PanelProgress& operator=(const PanelProgress&) = delete;
+  ~PanelProgress();
+  bool reset(int64_t panels);
+  void set(int64_t panel, int64_t blocks);
+  // Waits for `blocks` of a panel that a thread has taken; false when the job is cancelled meanwhile.
+  bool wait(int64_t panel, int64_t blocks, const Exec& exec) const;
+
+ private:
+  std::atomic<int64_t>* done_ = nullptr;
+};
+
+// How the work is handed to threads: in units, or, where these are few, in panels of units. The results do not depend
+// on it.
+struct BackwardPlan {
+  bool join_batch = false, join_heads = false;  // units that add to the same bias gradient are one after the other
+  int64_t panels = 0;                           // of a unit, when handed out one by one
+  int64_t unit_floats = 0;
+  AlignedBuffer<float> rows;                    // of all units, when panels share them
+  PanelProgress progress;
+};
+
 struct AttentionBackwardArgs {
   AttentionProblem problem;
   const void *upstream = nullptr, *output = nullptr;  // [batch, queries, query_heads, value_dim], in the type of q
@@ -34,6 +77,7 @@ struct AttentionBackwardArgs {
   float prefix_weight = 1.0f;
   const float *prefix_output = nullptr, *prefix_lse = nullptr;
   float *prefix_query_grad = nullptr, *prefix_key_grad = nullptr, *prefix_value_grad = nullptr;
+  BackwardPlan* plan = nullptr;  // set by attention_backward()
 
   // First element of a row in a contiguous tensor of `dim` per query head; of the prefix: in [batch, inner, heads, dim].
   HEDDLE_BOTH int64_t row_at(const Sequence& s, int64_t position, int64_t head, int64_t dim) const {
@@ -56,6 +100,8 @@ struct AttentionBackwardArgs {
 };
 
 // kOk, kCancelled or kNoMemory.
-HEDDLE_DECLARE_OP(attention_backward, AttentionBackwardArgs)
+Status attention_backward(const AttentionBackwardArgs& args, const Exec& exec);
+
+HEDDLE_DECLARE_OP(attention_backward_units, AttentionBackwardArgs)
 
 }  // namespace heddle
