@@ -25,9 +25,10 @@ void* attention_scratch(int64_t bytes) { return Workspace::local().get(static_ca
 bool make_plan(const AttentionProblem& p, int threads, AttentionPlan* plan) {
   const int64_t sequences = p.sequences(), group = p.group();
   if (group == 0) return true;
-  // Packed q and the sums of a unit take at most half a MiB, so that they and a key panel share L2.
-  int64_t rows = (int64_t{512} << 10) / (4 * (p.head_dim + p.value_dim));
-  if (rows > 1024) rows = 1024;
+  // Packed q and the sums of a unit take at most half of L2, which they share with a key panel: every unit packs all keys.
+  const int64_t half = cpu_features().l2_bytes / 2, room = half > 512 << 10 ? half : 512 << 10;
+  int64_t rows = room / (4 * (p.head_dim + p.value_dim));
+  if (rows > 2048) rows = 2048;
   int64_t block = rows / group > 1 ? rows / group : 1;
   auto count = [&](int64_t b) {
     int64_t n = 0;
@@ -36,7 +37,8 @@ bool make_plan(const AttentionProblem& p, int threads, AttentionPlan* plan) {
     return n * p.key_heads;
   };
   // Enough units that the last ones to finish leave no thread idle for long; 56 rows still pay for their panel.
-  while (threads > 1 && block * group > 112 && count(block) < 8 * threads) block = (block + 1) / 2;
+  const int64_t enough = (p.right >= 0 ? 16 : 8) * threads;  // causal units differ in length
+  while (threads > 1 && block * group > 112 && count(block) < enough) block = (block + 1) / 2;
   plan->block = block;
   plan->units = count(block);
   if (p.query_offsets) {
