@@ -37,8 +37,7 @@ bool make_plan(const AttentionProblem& p, int threads, AttentionPlan* plan) {
     return n * p.key_heads;
   };
   // Enough units that the last ones to finish leave no thread idle for long; 56 rows still pay for their panel.
-  const int64_t enough = (p.right >= 0 ? 16 : 8) * threads;  // causal units differ in length
-  while (threads > 1 && block * group > 112 && count(block) < enough) block = (block + 1) / 2;
+  while (threads > 1 && block * group > 112 && count(block) < 8 * threads) block = (block + 1) / 2;
   plan->block = block;
   plan->units = count(block);
   if (p.query_offsets) {
@@ -80,8 +79,8 @@ AttentionUnit unit_of(const AttentionProblem& p, const AttentionPlan& plan, int6
   AttentionUnit u;
   u.sequence = sequence_of(p, s);
   const int64_t blocks = (u.sequence.queries + plan.block - 1) / plan.block;
-  u.key_head = at / blocks;
-  const int64_t block = blocks - 1 - at % blocks;  // causal: the longest first
+  u.key_head = at % p.key_heads;
+  const int64_t block = blocks - 1 - at / p.key_heads;  // causal: the longest first
   u.begin = block * plan.block;
   u.end = u.begin + plan.block < u.sequence.queries ? u.begin + plan.block : u.sequence.queries;
   return u;
