@@ -1,4 +1,6 @@
 // The one place where an attention op meets the instruction set chosen at run time; planning and scratch.
+#include <algorithm>
+
 #include "attention/attention.h"
 #include "attention/attention_backward.h"
 #include "attention/rotary_embedding.h"
@@ -25,8 +27,9 @@ void* attention_scratch(int64_t bytes) { return Workspace::local().get(static_ca
 bool make_plan(const AttentionProblem& p, int threads, AttentionPlan* plan) {
   const int64_t sequences = p.sequences(), group = p.group();
   if (group == 0) return true;
-  // Packed q and the sums of a unit take at most half of L2, which they share with a key panel: every unit packs all keys.
-  const int64_t half = cpu_features().l2_bytes / 2, room = half > 512 << 10 ? half : 512 << 10;
+  // Packed q and the sums of a unit take half of L2 (512 KiB to 1 MiB), which they share with a key panel. Many rows pay:
+  // every unit packs all keys that it sees.
+  const int64_t room = std::clamp<int64_t>(cpu_features().l2_bytes / 2, 512 << 10, 1 << 20);
   int64_t rows = room / (4 * (p.head_dim + p.value_dim));
   if (rows > 2048) rows = 2048;
   int64_t block = rows / group > 1 ? rows / group : 1;
