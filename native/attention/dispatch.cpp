@@ -1,4 +1,6 @@
 // The one place where an attention op meets the instruction set chosen at run time; planning and scratch.
+#include <algorithm>
+
 #include "attention/attention.h"
 #include "attention/attention_backward.h"
 #include "attention/rotary_embedding.h"
@@ -73,9 +75,11 @@ void* attention_scratch(int64_t bytes) { return Workspace::local().get(static_ca
 bool make_plan(const AttentionProblem& p, int threads, AttentionPlan* plan) {
   const int64_t sequences = p.sequences(), group = p.group();
   if (group == 0) return true;
-  // Packed q and the sums of a unit take at most half a MiB, so that they and a key panel share L2.
-  int64_t rows = (int64_t{512} << 10) / (4 * (p.head_dim + p.value_dim));
-  if (rows > 1024) rows = 1024;
+  // Packed q and the sums of a unit take half of L2 (512 KiB to 1 MiB), which they share with a key panel. Many rows pay:
+  // every unit packs all keys that it sees.
+  const int64_t room = std::clamp<int64_t>(cpu_features().l2_bytes / 2, 512 << 10, 1 << 20);
+  int64_t rows = room / (4 * (p.head_dim + p.value_dim));
+  if (rows > 2048) rows = 2048;
   int64_t block = rows / group > 1 ? rows / group : 1;
   auto count = [&](int64_t b) {
     int64_t n = 0;
@@ -126,8 +130,8 @@ AttentionUnit unit_of(const AttentionProblem& p, const AttentionPlan& plan, int6
   AttentionUnit u;
   u.sequence = sequence_of(p, s);
   const int64_t blocks = (u.sequence.queries + plan.block - 1) / plan.block;
-  u.key_head = at / blocks;
-  const int64_t block = blocks - 1 - at % blocks;  // causal: the longest first
+  u.key_head = at % p.key_heads;
+  const int64_t block = blocks - 1 - at / p.key_heads;  // causal: the longest first
   u.begin = block * plan.block;
   u.end = u.begin + plan.block < u.sequence.queries ? u.begin + plan.block : u.sequence.queries;
   return u;
