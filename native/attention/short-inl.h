@@ -9,7 +9,8 @@ HEDDLE_INLINE bool is_short(const AttentionProblem& p, const Sequence& s) {
   return s.keys > 0 && s.keys <= panel_keys(p.head_dim, p.value_dim) && !has_transform(p);
 }
 
-constexpr int kChunk = kSub;  // rows whose weights are in memory together
+constexpr int kChunk = kSub;                   // rows whose weights are in memory together
+constexpr int64_t kFetchBytes = 1792 << 10;  // of two sequences, for which L2 is large enough on servers
 static_assert(kChunk % kColumns == 0, "a chunk is whole tiles");
 
 struct ShortScratch {
@@ -18,7 +19,8 @@ struct ShortScratch {
   int64_t floats;
 };
 
-HEDDLE_INLINE int chunks_of(int dim) { return (dim + W - 1) / W; }
+constexpr int kElements = 64;  // of a key that lie together
+HEDDLE_INLINE int key_floats(int dim) { return (dim + kElements - 1) / kElements * kElements; }
 HEDDLE_INLINE int groups_of(int count) { return (count + kRows - 1) / kRows; }
 // First of `count` keys or rows in group g of the groups of a micro-kernel, as equal as they can be: 64 as 5 x 13, not 4 x 14 + 8.
 HEDDLE_INLINE int group_begin(int count, int g) { return count * g / groups_of(count); }
@@ -31,7 +33,7 @@ HEDDLE_INLINE ShortScratch short_scratch(const AttentionProblem& p, int keys, in
     at += (n + 15) / 16 * 16;
     return x;
   };
-  m.keys = take(int64_t{groups_of(keys)} * kRows * chunks_of(p.head_dim) * W);
+  m.keys = take(int64_t{groups_of(keys)} * kRows * key_floats(p.head_dim));
   m.values = take(int64_t{whole_columns(p.value_dim)} * keys);
   m.query = take(int64_t{p.head_dim} * kChunk);
   m.weights = take(int64_t{keys} * kChunk);
@@ -42,25 +44,28 @@ HEDDLE_INLINE ShortScratch short_scratch(const AttentionProblem& p, int keys, in
   return m;
 }
 
-// Calls emit(index of the first element) for positions [begin, end) of one head; `stride` lies between neighbours.
-template <class At, class Emit>
-HEDDLE_INLINE void each_position(const AttentionProblem& p, int64_t begin, int64_t end, int64_t stride, const At& at,
-                                 const Emit& emit) {
+// to[i] = make(index of the first element) for positions [begin, end) of one head; `stride` lies between neighbours.
+template <class T, class At, class Make>
+HEDDLE_INLINE T* list_positions(const AttentionProblem& p, int64_t begin, int64_t end, int64_t stride, T* to, const At& at,
+                                const Make& make) {
   if (p.order) {
-    for (; begin < end; ++begin) emit(at(begin));
-    return;
+    for (; begin < end; ++begin) *to++ = make(at(begin));
+    return to;
   }
-  if (begin < end && p.is_prefix(begin)) emit(at(begin++));
-  if (begin >= end) return;
-  int64_t x = at(begin);
-  for (; begin < end; ++begin, x += stride) emit(x);
+  if (begin < end && p.is_prefix(begin)) *to++ = make(at(begin++));
+  if (begin >= end) return to;
+  const int64_t x = at(begin), count = end - begin;
+  for (int64_t i = 0; i < count; ++i) to[i] = make(x + i * stride);
+  return to + count;
 }
 
 // The memory that the next unit reads and writes, a line per step of a tile. Its rows lie far apart, where no hardware
 // prefetches, and there is too little arithmetic to wait for them; a burst of prefetches stalls as loads do.
 struct Fetch {
   const char** next = nullptr;
-  int64_t bytes = 0, at = 0;     // of a vector; how much of *next is fetched
+  // Of a vector; what of *next comes next. Arrays of JavaScript begin 16 bytes into a line: the last byte of each 64 finds
+  // the line that no neighbour has fetched.
+  int64_t bytes = 0, at = 63;
   int64_t lines = 0, issued = 0; // of the unit
   int64_t steps = 1, done = 0;   // of this unit
   // Lines to fetch during a tile of so many steps.
@@ -75,47 +80,107 @@ struct Fetch {
     HEDDLE_PREFETCH_L2(*next + at);
     at += 64;
     if (at >= bytes) {
-      at = 0;
+      at = 63;
       ++next;
     }
   }
 };
 
-HEDDLE_INLINE void list_unit(const AttentionArgs& a, const AttentionUnit& u, const char** to) {
+// What a unit reads and writes.
+HEDDLE_INLINE void list_vectors(const AttentionArgs& a, const AttentionUnit& u, const char** to) {
   const AttentionProblem& p = a.problem;
-  const int64_t size = dtype_bytes(p.type), group = p.group(), head = u.key_head * group;
   const Sequence& s = u.sequence;
-  const auto add = [&](const void* data) {
-    return [&to, size, data](int64_t at) { *to++ = static_cast<const char*>(data) + at * size; };
+  const int64_t size = dtype_bytes(p.type), head = u.key_head * p.group();
+  const auto list = [&](const void* data, int64_t begin, int64_t end, int64_t stride, const auto& at) {
+    const char* base = static_cast<const char*>(data);
+    to = list_positions(p, begin, end, stride, to, at, [=](int64_t x) { return base + x * size; });
   };
-  each_position(p, 0, s.keys, p.key_stride[1], [&](int64_t i) { return p.key_at(s, i, u.key_head); }, add(p.key));
-  each_position(p, 0, s.keys, p.value_stride[1], [&](int64_t i) { return p.value_at(s, i, u.key_head); }, add(p.value));
-  for (int64_t h = head; h < head + group; ++h) {
-    each_position(p, u.begin, u.end, p.query_stride[1], [&](int64_t i) { return p.query_at(s, i, h); }, add(p.query));
-    each_position(p, u.begin, u.end, p.output_stride[1],
-                  [&](int64_t i) { return p.output_at(s, p.is_prefix(i) ? 1 : i, h); }, add(a.output));
+  list(p.key, 0, s.keys, p.key_stride[1], [&](int64_t i) { return p.key_at(s, i, u.key_head); });
+  list(p.value, 0, s.keys, p.value_stride[1], [&](int64_t i) { return p.value_at(s, i, u.key_head); });
+  for (int64_t h = head; h < head + p.group(); ++h) {
+    list(p.query, u.begin, u.end, p.query_stride[1], [&](int64_t i) { return p.query_at(s, i, h); });
+    list(a.output, u.begin, u.end, p.output_stride[1],
+         [&](int64_t i) { return p.output_at(s, p.is_prefix(i) ? 1 : i, h); });
   }
 }
 
-// Keys as [group][W elements][key][element]: a step of a tile reads elements that lie a constant apart.
+// The same of all heads: row after row, as they lie in memory, so that the hardware prefetches ahead of the list.
+HEDDLE_INLINE const char** list_rows(const AttentionArgs& a, const Sequence& s, KeyRange keys, KeyRange queries,
+                                     const char** to) {
+  const AttentionProblem& p = a.problem;
+  const int64_t size = dtype_bytes(p.type);
+  const auto list = [&](const void* data, KeyRange rows, int64_t heads, const auto& at) {
+    for (int64_t i = rows.lo; i < rows.hi; ++i) {
+      const char* base = static_cast<const char*>(data) + at(i, 0) * size;
+      const int64_t step = heads > 1 ? (at(i, 1) - at(i, 0)) * size : 0;
+      for (int64_t h = 0; h < heads; ++h) to[h] = base + h * step;
+      to += heads;
+    }
+  };
+  list(p.key, keys, p.key_heads, [&](int64_t i, int64_t h) { return p.key_at(s, i, h); });
+  list(p.value, keys, p.key_heads, [&](int64_t i, int64_t h) { return p.value_at(s, i, h); });
+  list(p.query, queries, p.query_heads, [&](int64_t i, int64_t h) { return p.query_at(s, i, h); });
+  list(a.output, queries, p.query_heads, [&](int64_t i, int64_t h) { return p.output_at(s, p.is_prefix(i) ? 1 : i, h); });
+  return to;
+}
+
+// Units [begin, end) that a thread does one after the other, and the one it is at.
+struct UnitRun {
+  int64_t begin, end, at;
+};
+
+// Lists what this unit is to fetch and returns how many vectors; `to` may be null. Where all heads of two sequences fit L2 it
+// is this head's share of the next sequence; elsewhere, and where a run starts, the next unit.
+HEDDLE_INLINE int64_t plan_fetch(const AttentionArgs& a, const AttentionUnit& u, const UnitRun& run, const char** to) {
+  const AttentionProblem& p = a.problem;
+  const int64_t group = p.group(), heads = p.key_heads, after = run.at + heads - u.key_head;
+  int64_t count = 0;
+  bool ahead = false;
+  if (u.begin == 0 && u.end == u.sequence.queries && after < run.end) {
+    const AttentionUnit v = unit_of(a.problem, *a.plan, after);
+    const Sequence& s = v.sequence;
+    const int64_t vectors = 2 * (s.keys * heads + s.queries * p.query_heads);
+    ahead = is_short(p, s) && v.end == s.queries && 2 * vectors * p.head_dim * dtype_bytes(p.type) <= kFetchBytes;
+    if (ahead) {
+      const KeyRange keys{s.keys * u.key_head / heads, s.keys * (u.key_head + 1) / heads};
+      const KeyRange queries{s.queries * u.key_head / heads, s.queries * (u.key_head + 1) / heads};
+      count = 2 * ((keys.hi - keys.lo) * heads + (queries.hi - queries.lo) * p.query_heads);
+      if (to) to = list_rows(a, s, keys, queries, to);
+    }
+  }
+  if (run.at + 1 < run.end && (!ahead || (run.at - u.key_head <= run.begin && u.key_head + 1 < heads))) {
+    const AttentionUnit v = unit_of(a.problem, *a.plan, run.at + 1);
+    const Sequence& s = v.sequence;
+    if (is_short(p, s)) {
+      count += 2 * (s.keys + (v.end - v.begin) * group);
+      if (to) list_vectors(a, v, to);
+    }
+  }
+  return count;
+}
+
+// Keys as [group][kElements][key][element]: a step of a tile reads elements that lie a constant apart.
 template <DType T>
 static void pack_keys_as(const Vectors& x, const int64_t* at, int count, float* out) {
-  for (int g = 0; g < groups_of(count); ++g, out += kRows * chunks_of(x.dim) * W) {
+  for (int g = 0; g < groups_of(count); ++g, out += kRows * key_floats(x.dim)) {
     float* row = out;
-    for (int j = group_begin(count, g); j < group_begin(count, g + 1); ++j, row += W) {
-      float* to = row;
-      int d = 0;
-      for (; d + W <= x.dim; d += W, to += kRows * W) store(to, load_float(x.data, T, at[j] + d, W));
-      if (d < x.dim) store(to, load_float(x.data, T, at[j] + d, x.dim - d));
+    for (int j = group_begin(count, g); j < group_begin(count, g + 1); ++j, row += kElements) {
+      for (int d = 0; d < x.dim; d += W) {
+        float* to = row + d / kElements * (kRows * kElements) + d % kElements;
+        store(to, load_float(x.data, T, at[j] + d, x.dim - d));
+      }
     }
   }
 }
 
 HEDDLE_INLINE void pack_keys(const Vectors& x, const int64_t* at, int count, float* out) {
   if (x.element_stride != 1) {
-    for (int g = 0; g < groups_of(count); ++g, out += kRows * chunks_of(x.dim) * W) {
-      for (int j = group_begin(count, g), r = 0; j < group_begin(count, g + 1); ++j, ++r) {
-        for (int d = 0; d < x.dim; d += W) store(out + (d * kRows + r * W), load_lanes(x, at[j], d));
+    for (int g = 0; g < groups_of(count); ++g, out += kRows * key_floats(x.dim)) {
+      float* row = out;
+      for (int j = group_begin(count, g); j < group_begin(count, g + 1); ++j, row += kElements) {
+        for (int d = 0; d < x.dim; d += W) {
+          store(row + d / kElements * (kRows * kElements) + d % kElements, load_lanes(x, at[j], d));
+        }
       }
     }
   } else if (x.type == DType::kFloat32) {
@@ -132,12 +197,10 @@ HEDDLE_INLINE bool pack_short(const AttentionProblem& p, const AttentionUnit& u,
   const Sequence& s = u.sequence;
   const int keys = static_cast<int>(s.keys);
   int64_t at[kMaxPanel];
-  int64_t* next = at;
-  const auto list = [&](int64_t x) { *next++ = x; };
-  each_position(p, 0, keys, p.key_stride[1], [&](int64_t i) { return p.key_at(s, i, u.key_head); }, list);
+  const auto same = [](int64_t x) { return x; };
+  list_positions(p, 0, keys, p.key_stride[1], at, [&](int64_t i) { return p.key_at(s, i, u.key_head); }, same);
   pack_keys(Vectors{p.key, p.type, p.key_stride[3], p.head_dim}, at, keys, m.keys);
-  next = at;
-  each_position(p, 0, keys, p.value_stride[1], [&](int64_t i) { return p.value_at(s, i, u.key_head); }, list);
+  list_positions(p, 0, keys, p.value_stride[1], at, [&](int64_t i) { return p.value_at(s, i, u.key_head); }, same);
   const Vectors values{p.value, p.type, p.value_stride[3], p.value_dim};
   return pack_values(values, at, 0, keys, m.values, keys);
 }
@@ -152,14 +215,14 @@ static void key_tile(const float* k, const float* q, int dim, float* s, Fetch* f
   }
   int lines = fetch->share(dim);
   Fetch f = *fetch;
-  for (int d = 0; d < dim; d += W, k += (kRows - 1) * W) {
-    const int n = dim - d < W ? dim - d : W;
+  for (int d = 0; d < dim; d += kElements, k += (kRows - 1) * kElements) {
+    const int n = dim - d < kElements ? dim - d : kElements;
     for (int i = 0; i < n; ++i) {
       vf b[C];
       for (int c = 0; c < C; ++c) b[c] = load(q + c * W);
       HEDDLE_UNROLL(16)
       for (int r = 0; r < R; ++r) {
-        const vf x = set1(k[r * W]);
+        const vf x = set1(k[r * kElements]);
         for (int c = 0; c < C; ++c) a[r][c] = fma(x, b[c], a[r][c]);
       }
       if (lines > 0) {
@@ -270,6 +333,7 @@ struct ChunkRows {
   int count, lo, hi;            // keys that any row sees; lo is even
   int whole_lo, whole_hi;       // keys that every row sees
   RowView view[kChunk];
+  int64_t query[kChunk], output[kChunk];  // first element; of the prefix, in its own output
   alignas(64) int32_t first[kChunk], end[kChunk];
   alignas(64) float scale[kChunk], lse[kChunk];
 };
@@ -299,6 +363,22 @@ HEDDLE_INLINE void view_chunk(const AttentionProblem& p, const AttentionUnit& u,
   if (!all) {
     for (int r = count; r < kChunk; ++r) x->first[r] = x->end[r] = 0;
   }
+  const Sequence& s = u.sequence;
+  const auto output_at = [&](int64_t i, int64_t head) {
+    return p.is_prefix(i) ? p.prefix_at(s, p.query_heads, head) * p.value_dim : p.output_at(s, i, head);
+  };
+  if (group == 1) {
+    const auto same = [](int64_t i) { return i; };
+    const int64_t begin = u.begin + first, end = begin + count;
+    list_positions(p, begin, end, p.query_stride[1], x->query, [&](int64_t i) { return p.query_at(s, i, u.key_head); }, same);
+    list_positions(p, begin, end, p.output_stride[1], x->output, [&](int64_t i) { return output_at(i, u.key_head); }, same);
+  } else {
+    for (int r = 0; r < count; ++r) {
+      x->query[r] = p.query_at(s, x->view[r].position, x->view[r].head);
+      x->output[r] = output_at(x->view[r].position, x->view[r].head);
+    }
+  }
+  for (int r = count; r < kChunk; ++r) x->query[r] = kNoVector;
   x->count = count;
   x->lo = all ? 0 : lo & ~1;
   x->hi = all ? keys : hi;
@@ -386,6 +466,14 @@ HEDDLE_INLINE void softmax_lanes(const AttentionArgs& a, const Sequence& s, Chun
   }
 }
 
+HEDDLE_INLINE void store_row(void* to, DType type, int64_t at, const float* from, int dim) {
+  int c = 0;
+  if (type == DType::kBFloat16) {
+    for (uint16_t* h = static_cast<uint16_t*>(to) + at; c + W <= dim; c += W) store_bf16(h + c, load(from + c));
+  }
+  for (; c < dim; c += W) store_float(to, type, at + c, load(from + c), dim - c);
+}
+
 // Rows [begin, end) of a chunk, at most kRows: sums of values, scaled, into the output.
 HEDDLE_INLINE void weigh_rows(const AttentionArgs& a, const AttentionUnit& u, const ShortScratch& m, bool finite,
                               const ChunkRows& x, int begin, int end, Fetch* fetch) {
@@ -402,18 +490,13 @@ HEDDLE_INLINE void weigh_rows(const AttentionArgs& a, const AttentionUnit& u, co
     }
   }
   float* out[kRows];
-  void* data[kRows];
-  DType type[kRows];
-  int64_t at[kRows];
+  const bool direct = p.type == DType::kFloat32 && p.value_dim % W == 0;
   for (int r = 0; r < end - begin; ++r) {
-    const RowView& row = x.view[begin + r];
-    const bool prefix = p.is_prefix(row.position);
-    type[r] = prefix ? DType::kFloat32 : p.type;
-    data[r] = prefix ? a.prefix_output : a.output;
-    at[r] = prefix ? p.prefix_at(u.sequence, p.query_heads, row.head) * p.value_dim : p.output_at(u.sequence, row.position, row.head);
-    const bool direct = type[r] == DType::kFloat32 && p.value_dim % W == 0;
-    out[r] = direct ? static_cast<float*>(data[r]) + at[r] : m.sums + r * columns;
+    out[r] = direct ? static_cast<float*>(a.output) + x.output[begin + r] : m.sums + r * columns;
   }
+  // The prefix has an output of its own: always in float32.
+  const bool prefix = p.is_prefix(x.view[begin].position);
+  for (int r = 0; prefix && r < end - begin && p.is_prefix(x.view[begin + r].position); ++r) out[r] = m.sums + r * columns;
   if (lo > hi) lo = hi = 0;  // no row sees a key
   const WeighCall call{m.weights + lo * kChunk + begin, m.values + int64_t{lo} * kColumns, hi - lo, panel, p.value_dim,
                        x.scale + begin,                 out,                               fetch};
@@ -422,10 +505,10 @@ HEDDLE_INLINE void weigh_rows(const AttentionArgs& a, const AttentionUnit& u, co
   } else {
     weigh_careful(call, end - begin);
   }
-  for (int r = 0; r < end - begin; ++r) {
+  for (int r = 0; r < end - begin && (prefix || !direct); ++r) {
     const float* from = m.sums + r * columns;
-    if (out[r] != from) continue;
-    for (int c = 0; c < p.value_dim; c += W) store_float(data[r], type[r], at[r] + c, load(from + c), p.value_dim - c);
+    const bool own = p.is_prefix(x.view[begin + r].position);
+    if (out[r] == from) store_row(own ? a.prefix_output : a.output, own ? DType::kFloat32 : p.type, x.output[begin + r], from, p.value_dim);
   }
 }
 
@@ -439,15 +522,13 @@ HEDDLE_INLINE void attend_chunk(const AttentionArgs& a, const AttentionUnit& u, 
   view_chunk(p, u, first, count, &x);
   if (x.lo < x.hi) {
     const Vectors queries{p.query, p.type, p.query_stride[3], dim};
-    int64_t q_at[kChunk];
-    for (int r = 0; r < kChunk; ++r) q_at[r] = r < count ? p.query_at(s, x.view[r].position, x.view[r].head) : kNoVector;
     for (int r = 0; r < count; r += kColumns) {
-      pack_transposed(queries, q_at + r, count - r > W ? kColumns : W, m.query + int64_t{r} * dim, kColumns);
+      pack_transposed(queries, x.query + r, count - r > W ? kColumns : W, m.query + int64_t{r} * dim, kColumns);
     }
     for (int g = 0; g < groups_of(keys); ++g) {
       const int begin = group_begin(keys, g), end = group_begin(keys, g + 1);
       if (end <= x.lo || begin >= x.hi) continue;
-      with_rows<kRows>(end - begin, KeyTileCall{m.keys + int64_t{g} * kRows * chunks_of(dim) * W, m.query, dim, count,
+      with_rows<kRows>(end - begin, KeyTileCall{m.keys + int64_t{g} * kRows * key_floats(dim), m.query, dim, count,
                                                 m.weights + begin * kChunk, fetch});
     }
   }
@@ -467,29 +548,21 @@ HEDDLE_INLINE void attend_chunk(const AttentionArgs& a, const AttentionUnit& u, 
       mean_value(p, u, m.mean);
       *mean = m.mean;
     }
-    const int64_t out = prefix ? at * p.value_dim : p.output_at(s, row.position, row.head);
-    for (int c = 0; c < p.value_dim; c += W) {
-      store_float(prefix ? a.prefix_output : a.output, prefix ? DType::kFloat32 : p.type, out + c, load(m.mean + c),
-                  p.value_dim - c);
-    }
+    store_row(prefix ? a.prefix_output : a.output, prefix ? DType::kFloat32 : p.type, x.output[r], m.mean, p.value_dim);
   }
 }
 
-HEDDLE_INLINE bool attend_short(const AttentionArgs& a, const AttentionUnit& u, const AttentionUnit* next) {
+HEDDLE_INLINE bool attend_short(const AttentionArgs& a, const AttentionUnit& u, const UnitRun& run) {
   const AttentionProblem& p = a.problem;
   const int keys = static_cast<int>(u.sequence.keys);
-  const int64_t count = (u.end - u.begin) * p.group();
-  int64_t vectors = 0;
-  if (next && is_short(p, next->sequence)) {
-    vectors = 2 * (next->sequence.keys + (next->end - next->begin) * p.group());
-  }
+  const int64_t count = (u.end - u.begin) * p.group(), vectors = plan_fetch(a, u, run, nullptr);
   float* base = static_cast<float*>(attention_scratch(short_scratch(p, keys, vectors, nullptr).floats * 4));
   if (!base) return false;
   const ShortScratch m = short_scratch(p, keys, vectors, base);
   const bool finite = pack_short(p, u, m);
   Fetch fetch;
   if (vectors) {
-    list_unit(a, *next, m.vectors);
+    plan_fetch(a, u, run, m.vectors);
     fetch.next = m.vectors;
     fetch.bytes = p.head_dim * dtype_bytes(p.type);
     fetch.lines = vectors * ((fetch.bytes + 63) / 64);
