@@ -72,22 +72,24 @@ static vf pack_values_as(const Vectors& x, const int64_t* at, int keys, int64_t 
     const void* row = row_address(x, at[i]);
     float* to = out + i * kColumns;
     int c = 0;
-    for (; c + kColumns <= x.dim; c += kColumns, to += step) {
-      const vf a = load_float(row, T, c, W), b = load_float(row, T, c + W, W);
-      const vf t = check[0], u = check[1];
-      check[0] = check[2];
-      check[1] = check[3];
-      check[2] = fma(a, zero, t);
-      check[3] = fma(b, zero, u);
+    for (; c + 2 * kColumns <= x.dim; c += 2 * kColumns, to += 2 * step) {
+      vf t[4];  // loads first: a store that is not done yet holds up loads of like addresses
+      HEDDLE_UNROLL(4)
+      for (int n = 0; n < 4; ++n) t[n] = load_float(row, T, c + n * W, W);
+      HEDDLE_UNROLL(4)
+      for (int n = 0; n < 4; ++n) {
+        check[n] = fma(t[n], zero, check[n]);
+        store(to + n / 2 * step + n % 2 * W, t[n]);
+      }
+    }
+    for (; c < x.dim; c += kColumns, to += step) {
+      const int n = x.dim - c;
+      const vf a = load_float(row, T, c, n), b = n > W ? load_float(row, T, c + W, n - W) : zero;
+      check[0] = fma(a, zero, check[0]);
+      check[1] = fma(b, zero, check[1]);
       store(to, a);
       store(to + W, b);
     }
-    if (c == x.dim) continue;
-    const vf a = load_float(row, T, c, x.dim - c), b = c + W < x.dim ? load_float(row, T, c + W, x.dim - c - W) : zero;
-    check[0] = fma(a, zero, check[0]);
-    check[1] = fma(b, zero, check[1]);
-    store(to, a);
-    store(to + W, b);
   }
   return add(add(check[0], check[1]), add(check[2], check[3]));
 }

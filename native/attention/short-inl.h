@@ -20,6 +20,7 @@ struct ShortScratch {
 };
 
 constexpr int kElements = 64;  // of a key that lie together
+static_assert(kElements % (4 * W) == 0, "four vectors lie together");
 HEDDLE_INLINE int key_floats(int dim) { return (dim + kElements - 1) / kElements * kElements; }
 HEDDLE_INLINE int groups_of(int count) { return (count + kRows - 1) / kRows; }
 // First of `count` keys or rows in group g of the groups of a micro-kernel, as equal as they can be: 64 as 5 x 13, not 4 x 14 + 8.
@@ -165,7 +166,16 @@ static void pack_keys_as(const Vectors& x, const int64_t* at, int count, float* 
   for (int g = 0; g < groups_of(count); ++g, out += kRows * key_floats(x.dim)) {
     float* row = out;
     for (int j = group_begin(count, g); j < group_begin(count, g + 1); ++j, row += kElements) {
-      for (int d = 0; d < x.dim; d += W) {
+      int d = 0;
+      for (; d + 4 * W <= x.dim; d += 4 * W) {  // loads first: a store not yet done holds up loads of like addresses
+        vf t[4];
+        HEDDLE_UNROLL(4)
+        for (int i = 0; i < 4; ++i) t[i] = load_float(x.data, T, at[j] + d + i * W, W);
+        float* to = row + d / kElements * (kRows * kElements) + d % kElements;
+        HEDDLE_UNROLL(4)
+        for (int i = 0; i < 4; ++i) store(to + i * W, t[i]);
+      }
+      for (; d < x.dim; d += W) {
         float* to = row + d / kElements * (kRows * kElements) + d % kElements;
         store(to, load_float(x.data, T, at[j] + d, x.dim - d));
       }
