@@ -27,11 +27,7 @@
 //   times slower than widening, and rounds p to bf16 besides.
 // - Panels of 256 to 512 keys are equally fast; 128 lose 4 %. Software prefetch of the next panel, in bursts or spread over
 //   the micro-kernels, gained nothing.
-// - Sequences that fit one panel (short-inl.h) need no sums that are cleared, scaled and read back, no transposed q, and
-//   one reciprocal per row: a vector division costs 16 cycles, and four of them per row were a fifth of S = 64.
-//   Hot in cache that is 1.1 to 1.45 times faster; from memory the gain is what overlaps with the arithmetic. Prefetches
-//   of the next unit in a burst per row group stalled as much as the loads they replace; one line per step of a score
-//   tile does not.
+// - Sequences that fit one panel have a way of their own: short-inl.h.
 // - Packing decides short sequences: a switch on the element type per vector, and transposes through the stack because
 //   a loop was not unrolled, cost a third of the time at S = 64.
 #pragma once
