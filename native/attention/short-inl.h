@@ -5,17 +5,17 @@
 // turn to the values, and a softmax that is complete after one pass lets the sums leave the registers scaled, straight
 // into the output. No row has work of its own but its addresses.
 //
-// Floor of 196 x 64 frames, 12 heads of 64, fp32, on two cores of a Xeon: 7.1 ms of FMA at the peak, 1 of exp, 2.5 of packing,
-// 5.8 of memory if nothing of it overlapped; measured 10.5 with two sequences in cache, 14 to 16 from memory.
+// Floor of 196 x 64 frames, 12 heads of 64, fp32, on two cores of a Xeon: 7.1 ms of FMA at the peak, 1 of exp, 2.5 of
+// packing, 5.8 of memory if nothing of it overlapped; measured at the pace of 12 in cache, and 14 to 16 from memory.
 //
 // Lessons, measured there (cycles of one unit of 64 x 64: 28,000; tiles run at 90 % of the peak):
 // - Row by row, with reductions, sums in memory and an address computed per row and use, the softmax, the packing and the
 //   outputs took as long as the products: 22 ms instead of 16 before anything was done about memory.
-// - A core waits for memory because of its 16 line fill buffers, not for bandwidth: a line fetched by software holds one until
-//   it is there. So fetches are spread as evenly as can be, a line per step of a tile and of the softmax: the same lines in the
-//   score tiles alone cost 30 % more, without any fetch 30 %, every other line 25 % (no pair is fetched by hardware here).
+// - Memory is waited for below its bandwidth: a line fetched by software seems to hold one of a core's 16 line fill buffers
+//   until it is there. So fetches are spread as evenly as can be, a line per step of a tile and of the softmax: the same
+//   lines in the score tiles alone cost 30 % more, no fetch 28 %, every other line 25 % (no hardware fetches pairs here).
 // - Where two sequences fit L2, fetching row after row of all heads in the order of memory lets the hardware run ahead: 9 %.
-// - Arrays of JavaScript begin 16 bytes into a line. Rows of 256 bytes then have five lines: leaving the fifth out cost 10 %.
+// - Arrays of JavaScript begin 16 bytes into a line. Rows of 256 bytes then have five lines: leaving the fifth out cost 9 %.
 //   Stores that bypass the cache gained 8 % where rows began at a line (a pass that reads them afterwards included), which
 //   in JavaScript they never do.
 // - A store that is not done yet holds up loads of like low address bits: loading four vectors before storing them made
@@ -42,7 +42,7 @@ constexpr int kElements = 64;  // of a key that lie together
 static_assert(kElements % (4 * W) == 0, "four vectors lie together");
 HEDDLE_INLINE int key_floats(int dim) { return (dim + kElements - 1) / kElements * kElements; }
 HEDDLE_INLINE int groups_of(int count) { return (count + kRows - 1) / kRows; }
-// First of `count` keys or rows in group g of the groups of a micro-kernel, as equal as they can be: 64 as 5 x 13, not 4 x 14 + 8.
+// First of `count` keys or rows in group g of a micro-kernel, groups as equal as they can be: 64 as 5 x 13, not 4 x 14 + 8.
 HEDDLE_INLINE int group_begin(int count, int g) { return count * g / groups_of(count); }
 
 HEDDLE_INLINE ShortScratch short_scratch(const AttentionProblem& p, int keys, int64_t vectors, float* base) {
@@ -64,298 +64,9 @@ HEDDLE_INLINE ShortScratch short_scratch(const AttentionProblem& p, int keys, in
   return m;
 }
 
-// to[i] = make(index of the first element) for positions [begin, end) of one head; `stride` lies between neighbours.
-template <class T, class At, class Make>
-HEDDLE_INLINE T* list_positions(const AttentionProblem& p, int64_t begin, int64_t end, int64_t stride, T* to, const At& at,
-                                const Make& make) {
-  if (p.order) {
-    for (; begin < end; ++begin) *to++ = make(at(begin));
-    return to;
-  }
-  if (begin < end && p.is_prefix(begin)) *to++ = make(at(begin++));
-  if (begin >= end) return to;
-  const int64_t x = at(begin), count = end - begin;
-  for (int64_t i = 0; i < count; ++i) to[i] = make(x + i * stride);
-  return to + count;
-}
+#include "attention/short_fetch-inl.h"
 
-// The memory that the next unit reads and writes, a line per step of a tile. Its rows lie far apart, where no hardware
-// prefetches, and there is too little arithmetic to wait for them; a burst of prefetches stalls as loads do.
-struct Fetch {
-  const char** next = nullptr;
-  // Of a vector; what of *next comes next. Arrays of JavaScript begin 16 bytes into a line: the last byte of each 64 finds
-  // the line that no neighbour has fetched.
-  int64_t bytes = 0, at = 63;
-  int64_t lines = 0, issued = 0; // of the unit
-  int64_t steps = 1, done = 0;   // of this unit
-  // Lines to fetch during a tile of so many steps.
-  int share(int64_t tile) {
-    done += tile;
-    const int64_t due = done >= steps ? lines - issued : lines * done / steps - issued;
-    const int64_t n = due < tile ? due : tile;
-    issued += n;
-    return static_cast<int>(n);
-  }
-  inline void line() {
-    HEDDLE_PREFETCH_L2(*next + at);
-    at += 64;
-    if (at >= bytes) {
-      at = 63;
-      ++next;
-    }
-  }
-};
-
-// What a unit reads and writes.
-HEDDLE_INLINE void list_vectors(const AttentionArgs& a, const AttentionUnit& u, const char** to) {
-  const AttentionProblem& p = a.problem;
-  const Sequence& s = u.sequence;
-  const int64_t size = dtype_bytes(p.type), head = u.key_head * p.group();
-  const auto list = [&](const void* data, int64_t begin, int64_t end, int64_t stride, const auto& at) {
-    const char* base = static_cast<const char*>(data);
-    to = list_positions(p, begin, end, stride, to, at, [=](int64_t x) { return base + x * size; });
-  };
-  list(p.key, 0, s.keys, p.key_stride[1], [&](int64_t i) { return p.key_at(s, i, u.key_head); });
-  list(p.value, 0, s.keys, p.value_stride[1], [&](int64_t i) { return p.value_at(s, i, u.key_head); });
-  for (int64_t h = head; h < head + p.group(); ++h) {
-    list(p.query, u.begin, u.end, p.query_stride[1], [&](int64_t i) { return p.query_at(s, i, h); });
-    list(a.output, u.begin, u.end, p.output_stride[1],
-         [&](int64_t i) { return p.output_at(s, p.is_prefix(i) ? 1 : i, h); });
-  }
-}
-
-// The same of all heads: row after row, as they lie in memory, so that the hardware prefetches ahead of the list.
-HEDDLE_INLINE const char** list_rows(const AttentionArgs& a, const Sequence& s, KeyRange keys, KeyRange queries,
-                                     const char** to) {
-  const AttentionProblem& p = a.problem;
-  const int64_t size = dtype_bytes(p.type);
-  const auto list = [&](const void* data, KeyRange rows, int64_t heads, const auto& at) {
-    for (int64_t i = rows.lo; i < rows.hi; ++i) {
-      const char* base = static_cast<const char*>(data) + at(i, 0) * size;
-      const int64_t step = heads > 1 ? (at(i, 1) - at(i, 0)) * size : 0;
-      for (int64_t h = 0; h < heads; ++h) to[h] = base + h * step;
-      to += heads;
-    }
-  };
-  list(p.key, keys, p.key_heads, [&](int64_t i, int64_t h) { return p.key_at(s, i, h); });
-  list(p.value, keys, p.key_heads, [&](int64_t i, int64_t h) { return p.value_at(s, i, h); });
-  list(p.query, queries, p.query_heads, [&](int64_t i, int64_t h) { return p.query_at(s, i, h); });
-  list(a.output, queries, p.query_heads, [&](int64_t i, int64_t h) { return p.output_at(s, p.is_prefix(i) ? 1 : i, h); });
-  return to;
-}
-
-// Units [begin, end) that a thread does one after the other, and the one it is at.
-struct UnitRun {
-  int64_t begin, end, at;
-};
-
-// Lists what this unit is to fetch and returns how many vectors; `to` may be null. Where all heads of two sequences fit L2 it
-// is this head's share of the next sequence; elsewhere, and where a run starts, the next unit.
-HEDDLE_INLINE int64_t plan_fetch(const AttentionArgs& a, const AttentionUnit& u, const UnitRun& run, const char** to) {
-  const AttentionProblem& p = a.problem;
-  const int64_t group = p.group(), heads = p.key_heads, after = run.at + heads - u.key_head;
-  int64_t count = 0;
-  bool ahead = false;
-  if (u.begin == 0 && u.end == u.sequence.queries && after < run.end) {
-    const AttentionUnit v = unit_of(a.problem, *a.plan, after);
-    const Sequence& s = v.sequence;
-    const int64_t vectors = 2 * (s.keys * heads + s.queries * p.query_heads);
-    ahead = is_short(p, s) && v.end == s.queries && 2 * vectors * p.head_dim * dtype_bytes(p.type) <= kFetchBytes;
-    if (ahead) {
-      const KeyRange keys{s.keys * u.key_head / heads, s.keys * (u.key_head + 1) / heads};
-      const KeyRange queries{s.queries * u.key_head / heads, s.queries * (u.key_head + 1) / heads};
-      count = 2 * ((keys.hi - keys.lo) * heads + (queries.hi - queries.lo) * p.query_heads);
-      if (to) to = list_rows(a, s, keys, queries, to);
-    }
-  }
-  if (run.at + 1 < run.end && (!ahead || (run.at - u.key_head <= run.begin && u.key_head + 1 < heads))) {
-    const AttentionUnit v = unit_of(a.problem, *a.plan, run.at + 1);
-    const Sequence& s = v.sequence;
-    if (is_short(p, s)) {
-      count += 2 * (s.keys + (v.end - v.begin) * group);
-      if (to) list_vectors(a, v, to);
-    }
-  }
-  return count;
-}
-
-// Keys as [group][kElements][key][element]: a step of a tile reads elements that lie a constant apart.
-template <DType T>
-static void pack_keys_as(const Vectors& x, const int64_t* at, int count, float* out) {
-  for (int g = 0; g < groups_of(count); ++g, out += kRows * key_floats(x.dim)) {
-    float* row = out;
-    for (int j = group_begin(count, g); j < group_begin(count, g + 1); ++j, row += kElements) {
-      int d = 0;
-      for (; d + 4 * W <= x.dim; d += 4 * W) {  // loads first: a store not yet done holds up loads of like addresses
-        vf t[4];
-        HEDDLE_UNROLL(4)
-        for (int i = 0; i < 4; ++i) t[i] = load_float(x.data, T, at[j] + d + i * W, W);
-        float* to = row + d / kElements * (kRows * kElements) + d % kElements;
-        HEDDLE_UNROLL(4)
-        for (int i = 0; i < 4; ++i) store(to + i * W, t[i]);
-      }
-      for (; d < x.dim; d += W) {
-        float* to = row + d / kElements * (kRows * kElements) + d % kElements;
-        store(to, load_float(x.data, T, at[j] + d, x.dim - d));
-      }
-    }
-  }
-}
-
-HEDDLE_INLINE void pack_keys(const Vectors& x, const int64_t* at, int count, float* out) {
-  if (x.element_stride != 1) {
-    for (int g = 0; g < groups_of(count); ++g, out += kRows * key_floats(x.dim)) {
-      float* row = out;
-      for (int j = group_begin(count, g); j < group_begin(count, g + 1); ++j, row += kElements) {
-        for (int d = 0; d < x.dim; d += W) {
-          store(row + d / kElements * (kRows * kElements) + d % kElements, load_lanes(x, at[j], d));
-        }
-      }
-    }
-  } else if (x.type == DType::kFloat32) {
-    pack_keys_as<DType::kFloat32>(x, at, count, out);
-  } else if (x.type == DType::kBFloat16) {
-    pack_keys_as<DType::kBFloat16>(x, at, count, out);
-  } else {
-    pack_keys_as<DType::kFloat16>(x, at, count, out);
-  }
-}
-
-// Packs all keys and values of a unit; returns whether the values are finite.
-HEDDLE_INLINE bool pack_short(const AttentionProblem& p, const AttentionUnit& u, const ShortScratch& m) {
-  const Sequence& s = u.sequence;
-  const int keys = static_cast<int>(s.keys);
-  int64_t at[kMaxPanel];
-  const auto same = [](int64_t x) { return x; };
-  list_positions(p, 0, keys, p.key_stride[1], at, [&](int64_t i) { return p.key_at(s, i, u.key_head); }, same);
-  pack_keys(Vectors{p.key, p.type, p.key_stride[3], p.head_dim}, at, keys, m.keys);
-  list_positions(p, 0, keys, p.value_stride[1], at, [&](int64_t i) { return p.value_at(s, i, u.key_head); }, same);
-  const Vectors values{p.value, p.type, p.value_stride[3], p.value_dim};
-  return pack_values(values, at, 0, keys, m.values, keys);
-}
-
-// Products of R keys with C vectors of query rows.
-template <int R, int C>
-static void key_tile(const float* k, const float* q, int dim, float* s, Fetch* fetch) {
-  vf a[R][C];
-  HEDDLE_UNROLL(16)
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) a[r][c] = set1(0.0f);
-  }
-  int lines = fetch->share(dim);
-  Fetch f = *fetch;
-  for (int d = 0; d < dim; d += kElements, k += (kRows - 1) * kElements) {
-    const int n = dim - d < kElements ? dim - d : kElements;
-    for (int i = 0; i < n; ++i) {
-      vf b[C];
-      for (int c = 0; c < C; ++c) b[c] = load(q + c * W);
-      HEDDLE_UNROLL(16)
-      for (int r = 0; r < R; ++r) {
-        const vf x = set1(k[r * kElements]);
-        for (int c = 0; c < C; ++c) a[r][c] = fma(x, b[c], a[r][c]);
-      }
-      if (lines > 0) {
-        --lines;
-        f.line();
-      }
-      q += kColumns;
-      ++k;
-    }
-  }
-  fetch->next = f.next;
-  fetch->at = f.at;
-  HEDDLE_UNROLL(16)
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) store(s + r * kChunk + c * W, a[r][c]);
-  }
-}
-
-struct KeyTileCall {
-  const float *keys, *query;
-  int dim, rows;
-  float* scores;
-  Fetch* fetch;
-  template <int R>
-  inline void run() const {
-    for (int r = 0; r < rows; r += kColumns) {
-      const float* q = query + int64_t{r} * dim;
-      if (rows - r > W) {
-        key_tile<R, 2>(keys, q, dim, scores + r, fetch);
-      } else {
-        key_tile<R, 1>(keys, q, dim, scores + r, fetch);
-      }
-    }
-  }
-};
-
-// out[r] = scale[r] * sum over the keys of weight[key][r] * value[key], C vectors of columns.
-template <int R, int C>
-static void weigh_tile(const float* w, const float* v, int keys, const float* scale, float* const* out, int column,
-                       Fetch* fetch) {
-  vf a[R][C];
-  HEDDLE_UNROLL(16)
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) a[r][c] = set1(0.0f);
-  }
-  int lines = fetch->share(keys);
-  Fetch f = *fetch;
-  for (int k = 0; k < keys; ++k) {
-    vf b[C];
-    for (int c = 0; c < C; ++c) b[c] = load(v + c * W);
-    HEDDLE_UNROLL(16)
-    for (int r = 0; r < R; ++r) {
-      const vf x = set1(w[r]);
-      for (int c = 0; c < C; ++c) a[r][c] = fma(x, b[c], a[r][c]);
-    }
-    if (lines > 0) {
-      --lines;
-      f.line();
-    }
-    w += kChunk;
-    v += kColumns;
-  }
-  fetch->next = f.next;
-  fetch->at = f.at;
-  HEDDLE_UNROLL(16)
-  for (int r = 0; r < R; ++r) {
-    const vf x = set1(scale[r]);
-    for (int c = 0; c < C; ++c) store(out[r] + column + c * W, mul(a[r][c], x));
-  }
-}
-
-struct WeighCall {
-  const float *weights, *values;  // from the first key that counts
-  int keys, panel, value_dim;
-  const float* scale;
-  float* const* out;
-  Fetch* fetch;
-  template <int R>
-  inline void run() const {
-    for (int c = 0; c < value_dim; c += kColumns) {
-      const float* v = values + int64_t{c} * panel;
-      if (value_dim - c > W) {
-        weigh_tile<R, 2>(weights, v, keys, scale, out, c, fetch);
-      } else {
-        weigh_tile<R, 1>(weights, v, keys, scale, out, c, fetch);
-      }
-    }
-  }
-};
-
-// The same where values are not finite: those of weight 0 are left out.
-static void weigh_careful(const WeighCall& x, int rows) {
-  for (int r = 0; r < rows; ++r) {
-    for (int c = 0; c < x.value_dim; c += W) {
-      const float* v = x.values + int64_t{c / kColumns * kColumns} * x.panel + c % kColumns;
-      vf a = set1(0.0f);
-      for (int k = 0; k < x.keys; ++k) {
-        const float w = x.weights[k * kChunk + r];
-        if (w != 0.0f) a = fma(set1(w), load(v + int64_t{k} * kColumns), a);
-      }
-      store(x.out[r] + c, mul(a, set1(x.scale[r])));
-    }
-  }
-}
+#include "attention/short_tiles-inl.h"
 
 // What a chunk of rows has in common, and a lane for each row.
 struct ChunkRows {
@@ -398,9 +109,9 @@ HEDDLE_INLINE void view_chunk(const AttentionProblem& p, const AttentionUnit& u,
   };
   if (group == 1) {
     const auto same = [](int64_t i) { return i; };
-    const int64_t begin = u.begin + first, end = begin + count;
-    list_positions(p, begin, end, p.query_stride[1], x->query, [&](int64_t i) { return p.query_at(s, i, u.key_head); }, same);
-    list_positions(p, begin, end, p.output_stride[1], x->output, [&](int64_t i) { return output_at(i, u.key_head); }, same);
+    const int64_t begin = u.begin + first, end = begin + count, h = u.key_head;
+    list_positions(p, begin, end, p.query_stride[1], x->query, [&](int64_t i) { return p.query_at(s, i, h); }, same);
+    list_positions(p, begin, end, p.output_stride[1], x->output, [&](int64_t i) { return output_at(i, h); }, same);
   } else {
     for (int r = 0; r < count; ++r) {
       x->query[r] = p.query_at(s, x->view[r].position, x->view[r].head);
@@ -542,7 +253,8 @@ HEDDLE_INLINE void weigh_rows(const AttentionArgs& a, const AttentionUnit& u, co
   for (int r = 0; r < end - begin && (prefix || !direct); ++r) {
     const float* from = m.sums + r * columns;
     const bool own = p.is_prefix(x.view[begin + r].position);
-    if (out[r] == from) store_row(own ? a.prefix_output : a.output, own ? DType::kFloat32 : p.type, x.output[begin + r], from, p.value_dim);
+    if (out[r] != from) continue;
+    store_row(own ? a.prefix_output : a.output, own ? DType::kFloat32 : p.type, x.output[begin + r], from, p.value_dim);
   }
 }
 
