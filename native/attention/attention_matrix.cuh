@@ -8,17 +8,6 @@ namespace heddle {
 
 constexpr int kMatrixRows = 64, kMatrixThreads = 128;
 
-template <DType T>
-__device__ __forceinline__ void mma_any(float (&d)[4], const uint32_t (&x)[4], const uint32_t (&y)[2]) {
-  if constexpr (T == DType::kBFloat16) mma_bf16(d, x, y);
-  else mma_f16(d, x, y);
-}
-template <DType T>
-__device__ __forceinline__ uint32_t pack_any(float low, float high) {
-  if constexpr (T == DType::kBFloat16) return pack_bf16(low, high);
-  else return static_cast<uint32_t>(round_f16(low)) | static_cast<uint32_t>(round_f16(high)) << 16;
-}
-
 // Rows of `dim` 16-bit elements to shared memory [rows][Pitch]; `start` gives a row's first element, or kNoLine. Columns up to
 // Width are filled with zeros. In the background where everything is aligned to 16 bytes.
 template <int Rows, int Width, int Pitch, int Threads = kMatrixThreads, class Start>

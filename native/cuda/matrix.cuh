@@ -143,4 +143,16 @@ __device__ __forceinline__ uint32_t scale_bf16x2(uint32_t v) {
 
 #endif
 
+// bf16 or fp16, as T says: d += a b, and two floats as one register of a fragment.
+template <DType T>
+__device__ __forceinline__ void mma_any(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (T == DType::kBFloat16) mma_bf16(d, a, b);
+  else mma_f16(d, a, b);
+}
+template <DType T>
+__device__ __forceinline__ uint32_t pack_any(float low, float high) {
+  if constexpr (T == DType::kBFloat16) return pack_bf16(low, high);
+  else return static_cast<uint32_t>(round_f16(low)) | static_cast<uint32_t>(round_f16(high)) << 16;
+}
+
 }  // namespace heddle

@@ -6,11 +6,13 @@ import { Random } from '../cases/random.ts';
 import { hasCuda, testCudaCases } from '../helpers/cuda.ts';
 
 testCudaCases('attention', [
+  'patchEmbed',
   'attention',
   'factorizedAttention',
   'decodeAttention',
   'attentionBackward',
   'factorizedAttentionBackward',
+  'rotaryEmbedding',
 ]);
 
 describe.skipIf(!hasCuda())('cuda, attention rows that see only NaN logits', () => {

@@ -47,6 +47,7 @@ export function testCudaCases(
         ops.includes(c.op) &&
         !c.bench &&
         c.verify !== false &&
+        c.cuda !== false &&
         (some?.serve(c) ?? true),
     );
     for (const [index, c] of small.entries()) {
