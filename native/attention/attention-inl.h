@@ -243,9 +243,9 @@ HEDDLE_INLINE void attend_panel(const AttentionProblem& p, const AttentionUnit& 
 
 #include "attention/short-inl.h"
 
-static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u, const AttentionUnit* next) {
+static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u, const UnitRun& run) {
   const AttentionProblem& p = a.problem;
-  if (is_short(p, u.sequence)) return attend_short(a, u, next);
+  if (is_short(p, u.sequence)) return attend_short(a, u, run);
   const int64_t bytes = unit_scratch(p, u.end - u.begin, nullptr).floats * 4;
   float* base = static_cast<float*>(attention_scratch(bytes));
   if (!base) return false;
@@ -280,11 +280,8 @@ static bool attend_unit(const AttentionArgs& a, const AttentionUnit& u, const At
 Status attention_units(const AttentionArgs& a, const Exec& exec) {
   Failure failure;
   const bool done = parallel_for(exec, a.plan->units, a.plan->grain, [&](int64_t begin, int64_t end) {
-    AttentionUnit u = unit_of(a.problem, *a.plan, begin), next = u;
-    for (int64_t i = begin; i < end; ++i, u = next) {
-      const bool more = i + 1 < end;
-      if (more) next = unit_of(a.problem, *a.plan, i + 1);
-      if (!attend_unit(a, u, more ? &next : nullptr)) failure.set();
+    for (int64_t i = begin; i < end; ++i) {
+      if (!attend_unit(a, unit_of(a.problem, *a.plan, i), {begin, end, i})) failure.set();
     }
   });
   if (failure.get()) return kNoMemory;

@@ -41,11 +41,7 @@
 // - vdpbf16ps runs once in two cycles on Intel, half the products per cycle of fp32 FMA: a bf16 kernel on it was 1.8
 //   times slower than widening, and rounds p to bf16 besides.
 // - Panels of 256 to 512 keys are equally fast; 128 lose 4 %.
-// - Sequences that fit one panel (short-inl.h) need no sums that are cleared, scaled and read back, no transposed q, and
-//   one reciprocal per row: a vector division costs 16 cycles, and four of them per row were a fifth of S = 64.
-//   Hot in cache that is 1.1 to 1.45 times faster; from memory the gain is what overlaps with the arithmetic. Prefetches
-//   of the next unit in a burst per row group stalled as much as the loads they replace; one line per step of a score
-//   tile does not.
+// - Sequences that fit one panel have a way of their own: short-inl.h.
 // - Packing decides short sequences: a switch on the element type per vector, and transposes through the stack because
 //   a loop was not unrolled, cost a third of the time at S = 64.
 #pragma once

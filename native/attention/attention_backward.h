@@ -25,9 +25,10 @@
 // compute beyond a causal triangle of 2048 rows 5: 95 % of the peak. Measured (Emerald Rapids, one core, fp32, 8 heads):
 // products 89 to 91 % of the peak in each of the five kinds, all of it 78 %, of which
 //   exp and slopes 2.5 %; reading q, k, v, g, o and writing dq, dk, dv once 12 %.
-// The latter is rows of 512 bytes that lie 4 KiB apart: with one head, contiguous, it is 7 %; huge pages take a third off.
+// The latter is rows of 512 bytes that lie 4 KiB apart: with one head, contiguous, it is 7.5 %; huge pages take a quarter off
+// the reading.
 // Prefetching does not help, in bursts or one line every 2, 4 or 8 steps of a tile: what the packing gains the products
-// lose, whose own loads from L2 wait for the same fill buffers. Nor do panels of 512 keys, chains of 256 keys for dq, or
+// lose. Nor do panels of 512 keys, chains of 256 keys for dq, or
 // fetching a tile's next rows into L1.
 #pragma once
 #include "attention/problem.h"

@@ -105,7 +105,7 @@ bool make_plan(const AttentionProblem& p, int threads, AttentionPlan* plan) {
   const int64_t longest = p.query_offsets && sequences ? p.keys / sequences + 1 : p.keys;
   const int64_t positions = p.queries < block ? p.queries : block;
   const int64_t work = 1 + positions * group * longest * (p.head_dim + p.value_dim);
-  plan->grain = 1 + 20'000'000 / work;
+  plan->grain = 1 + 60'000'000 / work;
   if (plan->grain > p.key_heads) plan->grain = plan->grain / p.key_heads * p.key_heads;
   const int64_t fair = plan->units / (4 * threads);
   if (plan->grain > fair) plan->grain = fair > 1 ? fair : 1;

@@ -14,6 +14,20 @@ static void pack_transposed_as(const Vectors& x, const int64_t* at, int count, f
     const void* rows[W];
     for (int i = 0; i < W; ++i) rows[i] = row_address(x, at[r + i]);
     int d = 0;
+    if constexpr (T == DType::kBFloat16 && W > 1) {  // in pairs: half of the transposes
+      for (; d + 2 * W <= x.dim; d += 2 * W) {
+        vf t[W];
+        HEDDLE_UNROLL(16)
+        for (int i = 0; i < W; ++i) t[i] = load(reinterpret_cast<const float*>(static_cast<const uint16_t*>(rows[i]) + d));
+        transpose_lanes(t);
+        HEDDLE_UNROLL(16)
+        for (int i = 0; i < W; ++i) {
+          float* to = out + int64_t{d + 2 * i} * stride + r;
+          store(to, as_float(shl<16>(as_int(t[i]))));
+          store(to + stride, as_float(andi(as_int(t[i]), set1i(static_cast<int32_t>(0xffff0000)))));
+        }
+      }
+    }
     for (; d + W <= x.dim; d += W) {
       vf t[W];
       HEDDLE_UNROLL(16)
@@ -53,26 +67,31 @@ HEDDLE_INLINE void pack_transposed(const Vectors& x, const int64_t* at, int coun
 template <DType T>
 static vf pack_values_as(const Vectors& x, const int64_t* at, int keys, int64_t step, float* out) {
   const vf zero = set1(0.0f);
-  vf check = zero;
+  vf check[4] = {zero, zero, zero, zero};  // four chains: one would take longer than the copy
   for (int i = 0; i < keys; ++i) {  // a key's elements in one go: its cache lines are neighbours
     const void* row = row_address(x, at[i]);
     float* to = out + i * kColumns;
     int c = 0;
-    for (; c + kColumns <= x.dim; c += kColumns, to += step) {
-      const vf a = load_float(row, T, c, W), b = load_float(row, T, c + W, W);
-      check = fma(a, zero, check);
-      check = fma(b, zero, check);
+    for (; c + 2 * kColumns <= x.dim; c += 2 * kColumns, to += 2 * step) {
+      vf t[4];  // loads first: a store that is not done yet holds up loads of like addresses
+      HEDDLE_UNROLL(4)
+      for (int n = 0; n < 4; ++n) t[n] = load_float(row, T, c + n * W, W);
+      HEDDLE_UNROLL(4)
+      for (int n = 0; n < 4; ++n) {
+        check[n] = fma(t[n], zero, check[n]);
+        store(to + n / 2 * step + n % 2 * W, t[n]);
+      }
+    }
+    for (; c < x.dim; c += kColumns, to += step) {
+      const int n = x.dim - c;
+      const vf a = load_float(row, T, c, n), b = n > W ? load_float(row, T, c + W, n - W) : zero;
+      check[0] = fma(a, zero, check[0]);
+      check[1] = fma(b, zero, check[1]);
       store(to, a);
       store(to + W, b);
     }
-    if (c == x.dim) continue;
-    const vf a = load_float(row, T, c, x.dim - c), b = c + W < x.dim ? load_float(row, T, c + W, x.dim - c - W) : zero;
-    check = fma(a, zero, check);
-    check = fma(b, zero, check);
-    store(to, a);
-    store(to + W, b);
   }
-  return check;
+  return add(add(check[0], check[1]), add(check[2], check[3]));
 }
 
 // The first `keys` of sub-panel `sub` of a panel of `panel` keys: out[column panel][key][column]. False when a value is not

@@ -1,18 +1,51 @@
-// Sequences whose keys fit one panel: a row's softmax is complete after one pass over its scores, so sums are neither
-// cleared, scaled nor read back, and q is copied as rows instead of transposed. The shift is the row's
-// largest logit.
+// Sequences whose keys fit one panel, the usual case over patches or frames.
+//
+// Scores are computed transposed, keys down and rows of queries across the lanes: maximum, sum and mask work lane by lane
+// without a reduction, keys are read as they lie (one broadcast each) and only q is transposed. The weights are broadcast in
+// turn to the values, and a softmax that is complete after one pass lets the sums leave the registers scaled, straight
+// into the output. No row has work of its own but its addresses.
+//
+// Floor of 196 x 64 frames, 12 heads of 64, fp32, on two cores of a Xeon: 7.1 ms of FMA at the peak, 1 of exp, 2.5 of
+// packing, 5.8 of memory if nothing of it overlapped; measured at the pace of 12 in cache, and 14 to 16 from memory.
+//
+// Lessons, measured there (cycles of one unit of 64 x 64: 28,000; tiles run at 90 % of the peak):
+// - Row by row, with reductions, sums in memory and an address computed per row and use, the softmax, the packing and the
+//   outputs took as long as the products: 22 ms instead of 16 before anything was done about memory.
+// - Memory is waited for below its bandwidth: a line fetched by software seems to hold one of a core's 16 line fill buffers
+//   until it is there. So fetches are spread as evenly as can be, a line per step of a tile and of the softmax: the same
+//   lines in the score tiles alone cost 30 % more, no fetch 28 %, every other line 25 % (no hardware fetches pairs here).
+// - Where two sequences fit L2, fetching row after row of all heads in the order of memory lets the hardware run ahead: 9 %.
+// - Arrays of JavaScript begin 16 bytes into a line. Rows of 256 bytes then have five lines: leaving the fifth out cost 9 %.
+//   Stores that bypass the cache gained 8 % where rows began at a line (a pass that reads them afterwards included), which
+//   in JavaScript they never do.
+// - A store that is not done yet holds up loads of like low address bits: loading four vectors before storing them made
+//   the packing of keys 1.7 times faster. The check for finite values needs more than one chain.
+// - Copies of K and V cost what L1 and L2 exchange (6 cycles a vector), yet rows a multiple of 4 KiB apart share one set
+//   of L1, so that tiles cannot read them where they are.
+// - 2 MiB pages would gain 4 % over patches and 12 % over frames: the memory is the caller's.
 
 HEDDLE_INLINE bool is_short(const AttentionProblem& p, const Sequence& s) {
   return s.keys > 0 && s.keys <= panel_keys(p.head_dim, p.value_dim) && !has_transform(p);
 }
 
+constexpr int kChunk = kSub;                   // rows whose weights are in memory together
+constexpr int64_t kFetchBytes = 1792 << 10;  // of two sequences, for which L2 is large enough on servers
+static_assert(kChunk % kColumns == 0, "a chunk is whole tiles");
+
 struct ShortScratch {
-  float *query, *sums, *scores, *keys, *values, *mean;
-  const char** lines;
+  float *keys, *values, *query, *weights, *sums, *mean;
+  const char** vectors;
   int64_t floats;
 };
 
-HEDDLE_INLINE ShortScratch short_scratch(const AttentionProblem& p, int keys, int64_t lines, float* base) {
+constexpr int kElements = 64;  // of a key that lie together
+static_assert(kElements % (4 * W) == 0, "four vectors lie together");
+HEDDLE_INLINE int key_floats(int dim) { return (dim + kElements - 1) / kElements * kElements; }
+HEDDLE_INLINE int groups_of(int count) { return (count + kRows - 1) / kRows; }
+// First of `count` keys or rows in group g of a micro-kernel, groups as equal as they can be: 64 as 5 x 13, not 4 x 14 + 8.
+HEDDLE_INLINE int group_begin(int count, int g) { return count * g / groups_of(count); }
+
+HEDDLE_INLINE ShortScratch short_scratch(const AttentionProblem& p, int keys, int64_t vectors, float* base) {
   ShortScratch m;
   int64_t at = 0;
   auto take = [&](int64_t n) {
@@ -20,162 +53,272 @@ HEDDLE_INLINE ShortScratch short_scratch(const AttentionProblem& p, int keys, in
     at += (n + 15) / 16 * 16;
     return x;
   };
-  m.keys = take(int64_t{p.head_dim} * keys);
+  m.keys = take(int64_t{groups_of(keys)} * kRows * key_floats(p.head_dim));
   m.values = take(int64_t{whole_columns(p.value_dim)} * keys);
-  m.query = take(int64_t{kRows} * kQueryStride);
-  m.scores = take(int64_t{kRows} * kScoreStride);
+  m.query = take(int64_t{p.head_dim} * kChunk);
+  m.weights = take(int64_t{keys} * kChunk);
   m.sums = take(int64_t{kRows} * whole_columns(p.value_dim));
   m.mean = take(whole_columns(p.value_dim));
-  m.lines = reinterpret_cast<const char**>(take(2 * lines));
+  m.vectors = reinterpret_cast<const char**>(take(2 * vectors));
   m.floats = at;
   return m;
 }
 
-template <DType T>
-HEDDLE_INLINE void copy_row(const Vectors& x, int64_t at, float* to) {
-  int d = 0;
-  for (; d + W <= x.dim; d += W) store(to + d, load_float(x.data, T, at + d, W));
-  if (d < x.dim) store(to + d, load_float(x.data, T, at + d, x.dim - d));
-}
+#include "attention/short_fetch-inl.h"
 
-HEDDLE_INLINE void copy_rows(const Vectors& x, const int64_t* at, int count, float* to) {
-  for (int r = 0; r < count; ++r, to += kQueryStride) {
-    if (x.element_stride != 1) {
-      for (int d = 0; d < x.dim; d += W) store(to + d, load_lanes(x, at[r], d));
-    } else if (x.type == DType::kFloat32) {
-      copy_row<DType::kFloat32>(x, at[r], to);
-    } else if (x.type == DType::kBFloat16) {
-      copy_row<DType::kBFloat16>(x, at[r], to);
-    } else {
-      copy_row<DType::kFloat16>(x, at[r], to);
-    }
-  }
-}
+#include "attention/short_tiles-inl.h"
 
-// The memory that the next unit reads and writes. Its rows lie far apart, where no hardware prefetches, and there is
-// too little arithmetic to wait for them; a burst of prefetches stalls as loads do, so tiles take a few each.
-struct LineList {
-  const char** lines;
-  int64_t count;
+// What a chunk of rows has in common, and a lane for each row.
+struct ChunkRows {
+  int count, lo, hi;            // keys that any row sees; lo is even
+  int whole_lo, whole_hi;       // keys that every row sees
+  RowView view[kChunk];
+  int64_t query[kChunk], output[kChunk];  // first element; of the prefix, in its own output
+  alignas(64) int32_t first[kChunk], end[kChunk];
+  alignas(64) float scale[kChunk], lse[kChunk];
 };
 
-// Positions [0, count) of one head.
-template <class At>
-HEDDLE_INLINE void add_lines(LineList* list, const void* data, int64_t size, int64_t count, const At& at) {
-  for (int64_t i = 0; i < count; ++i) list->lines[list->count++] = static_cast<const char*>(data) + at(i) * size;
-}
-
-HEDDLE_INLINE void list_unit(const AttentionArgs& a, const AttentionUnit& u, LineList* list) {
-  const AttentionProblem& p = a.problem;
-  const int64_t size = dtype_bytes(p.type), group = p.group(), head = u.key_head * group;
-  const Sequence& s = u.sequence;
-  add_lines(list, p.key, size, s.keys, [&](int64_t i) { return p.key_at(s, i, u.key_head); });
-  add_lines(list, p.value, size, s.keys, [&](int64_t i) { return p.value_at(s, i, u.key_head); });
-  for (int64_t h = head; h < head + group; ++h) {
-    add_lines(list, p.query, size, u.end - u.begin, [&](int64_t i) { return p.query_at(s, u.begin + i, h); });
-    add_lines(list, a.output, size, u.end - u.begin, [&](int64_t i) {
-      return p.output_at(s, p.is_prefix(u.begin + i) ? 1 : u.begin + i, h);
-    });
-  }
-}
-
-// Packs all keys and values of a unit; returns whether the values are finite.
-HEDDLE_INLINE bool pack_short(const AttentionProblem& p, const AttentionUnit& u, int size, const ShortScratch& m) {
-  const Vectors keys{p.key, p.type, p.key_stride[3], p.head_dim};
-  const Vectors values{p.value, p.type, p.value_stride[3], p.value_dim};
-  bool finite = true;
-  for (int sub = 0; sub < size / kSub; ++sub) {
-    int64_t k_at[kSub], v_at[kSub];
-    for (int j = 0; j < kSub; ++j) {
-      const int64_t key = sub * kSub + j;
-      k_at[j] = key < u.sequence.keys ? p.key_at(u.sequence, key, u.key_head) : kNoVector;
-      v_at[j] = key < u.sequence.keys ? p.value_at(u.sequence, key, u.key_head) : kNoVector;
-    }
-    for (int j = 0; j < kSub && sub * kSub + j < u.sequence.keys; j += kColumns) {
-      const int count = u.sequence.keys - sub * kSub - j > W ? kColumns : W;
-      pack_transposed(keys, k_at + j, count, m.keys + (sub * kSub + j) * int64_t{p.head_dim}, kColumns);
-    }
-    // Keys that do not exist have weight 0 and no product.
-    const int64_t left = u.sequence.keys - sub * kSub;
-    finite &= pack_values(values, v_at, sub, size, m.values, left < kSub ? static_cast<int>(left) : kSub);
-  }
-  return finite;
-}
-
-// At most kRows rows of a unit, from the first key that one of them sees to the last.
-HEDDLE_INLINE void attend_short_rows(const AttentionArgs& a, const AttentionUnit& u, const ShortScratch& m, int size,
-                                     bool finite, const RowView* rows, int count, Lines lines, const float** mean) {
-  const AttentionProblem& p = a.problem;
-  const Sequence& s = u.sequence;
-  int64_t lo = s.keys, hi = 0, q_at[kRows];
+HEDDLE_INLINE void view_chunk(const AttentionProblem& p, const AttentionUnit& u, int64_t first, int count, ChunkRows* x) {
+  const int64_t group = p.group();
+  const bool all = p.left < 0 && p.right < 0;
+  int keys = static_cast<int>(u.sequence.keys), lo = keys, hi = 0, whole_lo = 0, whole_hi = keys;
+  int64_t position = u.begin + (group == 1 ? first : first / group), member = group == 1 ? 0 : first % group;
   for (int r = 0; r < count; ++r) {
-    const KeyRange x = rows[r].range;
-    if (x.lo < x.hi && x.lo < lo) lo = x.lo;
-    if (x.lo < x.hi && x.hi > hi) hi = x.hi;
-    q_at[r] = p.query_at(s, rows[r].position, rows[r].head);
-  }
-  const int columns = whole_columns(p.value_dim), limit = static_cast<int>(hi);
-  const Run run{static_cast<int>(lo / kSub), static_cast<int>((hi + kSub - 1) / kSub)};
-  const int run_count = lo < hi ? 1 : 0;
-  alignas(64) float shift[kRows], sum[kRows] = {};
-  for (float& x : shift) x = kNegInf;
-  if (run_count) {
-    copy_rows(Vectors{p.query, p.type, p.query_stride[3], p.head_dim}, q_at, count, m.query);
-    with_rows<kRows>(count, RowScoresCall{m.query, m.keys, p.head_dim, &run, 1, limit, m.scores, lines});
-    const float factor = p.scale * kLog2e;
-    for (int r = 0; r < count; ++r) {
-      float* row = m.scores + r * kScoreStride;
-      for (int sub = run.begin; sub < run.end; ++sub) mask_sub(p, s, rows[r], false, 0, sub, row);
-      shift[r] = row_max(row, &run, 1) * factor;
+    x->view[r].position = position;
+    x->view[r].head = static_cast<int32_t>(u.key_head * group + member);
+    if (++member == group) {
+      member = 0;
+      ++position;
     }
-    for (int r = 0; r < count; ++r) {
-      float* row = m.scores + r * kScoreStride;
-      sum[r] = exp_row(row, &run, 1, factor, shift[r] == kNegInf ? 0.0f : shift[r]);
-      if (s.keys == 1) set_only_weight(row, &sum[r]);
-    }
+    if (all) continue;
+    const KeyRange range = key_range(p, u.sequence, x->view[r].position);
+    const int a = static_cast<int>(range.lo), b = static_cast<int>(range.hi);
+    x->first[r] = a;
+    x->end[r] = b;
+    if (a < b && a < lo) lo = a;
+    if (a < b && b > hi) hi = b;
+    if (a > whole_lo) whole_lo = a;
+    if (b < whole_hi) whole_hi = b;
   }
-  if (finite) {
-    with_rows<kRows>(count, ValuesCall{m.scores, m.values, size, p.value_dim, &run, run_count, limit, nullptr, m.sums,
-                                       columns});
+  if (!all) {
+    for (int r = count; r < kChunk; ++r) x->first[r] = x->end[r] = 0;
+  }
+  const Sequence& s = u.sequence;
+  const auto output_at = [&](int64_t i, int64_t head) {
+    return p.is_prefix(i) ? p.prefix_at(s, p.query_heads, head) * p.value_dim : p.output_at(s, i, head);
+  };
+  if (group == 1) {
+    const auto same = [](int64_t i) { return i; };
+    const int64_t begin = u.begin + first, end = begin + count, h = u.key_head;
+    list_positions(p, begin, end, p.query_stride[1], x->query, [&](int64_t i) { return p.query_at(s, i, h); }, same);
+    list_positions(p, begin, end, p.output_stride[1], x->output, [&](int64_t i) { return output_at(i, h); }, same);
   } else {
-    const float zeros[kRows] = {};
-    for (int i = 0; i < count * columns; ++i) m.sums[i] = 0.0f;
-    for (int c = 0; c < p.value_dim; c += kColumns) {
-      careful_value_tile(count, m.scores, m.values + int64_t{c} * size, &run, run_count, zeros, m.sums + c, columns);
+    for (int r = 0; r < count; ++r) {
+      x->query[r] = p.query_at(s, x->view[r].position, x->view[r].head);
+      x->output[r] = output_at(x->view[r].position, x->view[r].head);
     }
   }
+  for (int r = count; r < kChunk; ++r) x->query[r] = kNoVector;
+  x->count = count;
+  x->lo = all ? 0 : lo & ~1;
+  x->hi = all ? keys : hi;
+  x->whole_lo = whole_lo;
+  x->whole_hi = whole_hi;
+}
+
+// Masks the keys that a lane's row does not see, and returns the maximum of the others.
+HEDDLE_INLINE vf lanes_max(const ChunkRows& x, int lane, float* s) {
+  vf top[4];
+  for (vf& t : top) t = set1(kNegInf);
+  int k = x.lo;
+  if (x.whole_lo > x.lo || x.whole_hi < x.hi) {
+    const vi first = loadi(x.first + lane), end = loadi(x.end + lane);
+    for (; k < x.hi; ++k) {
+      float* at = s + k * kChunk;
+      vf z = load(at);
+      if (k < x.whole_lo || k >= x.whole_hi) {
+        const vi key = set1i(k);
+        z = select(mask_and(gti(end, key), mask_not(gti(first, key))), z, set1(kNegInf));
+        store(at, z);
+      }
+      top[0] = max(z, top[0]);
+    }
+    return top[0];
+  }
+  for (; k + 4 <= x.hi; k += 4) {  // a NaN score leaves the maximum alone and shows in its weight
+    HEDDLE_UNROLL(4)
+    for (int i = 0; i < 4; ++i) top[i] = max(load(s + (k + i) * kChunk), top[i]);
+  }
+  for (; k < x.hi; ++k) top[0] = max(load(s + k * kChunk), top[0]);
+  return max(max(top[0], top[1]), max(top[2], top[3]));
+}
+
+// s = 2^(s * factor - shift) in place as weights; returns their sum. A key always adds to the same of two chains, so keys
+// that other rows of the chunk see (weight 0 here) do not change the sum.
+HEDDLE_INLINE vf lanes_exp(const ChunkRows& x, float* s, float factor, vf shift, Fetch* fetch) {
+  const vf f = set1(factor), m = sub(set1(0.0f), shift);
+  vf sum[2] = {set1(0.0f), set1(0.0f)};
+  int k = x.lo, lines = x.hi > x.lo ? fetch->share((x.hi - x.lo) / 2) : 0;
+  for (; k + 2 <= x.hi; k += 2) {
+    if (lines > 0) {
+      --lines;
+      fetch->line();
+    }
+    HEDDLE_UNROLL(2)
+    for (int i = 0; i < 2; ++i) {
+      float* at = s + (k + i) * kChunk;
+      const vf w = exp2_lanes(fma(load(at), f, m));
+      store(at, w);
+      sum[i] = add(sum[i], w);
+    }
+  }
+  if (k < x.hi) {
+    const vf w = exp2_lanes(fma(load(s + k * kChunk), f, m));
+    store(s + k * kChunk, w);
+    sum[0] = add(sum[0], w);
+  }
+  return add(sum[0], sum[1]);
+}
+
+// Softmax of W rows: weights in place, what their sums are scaled by, and the log-sum-exp where it is asked for.
+HEDDLE_INLINE void softmax_lanes(const AttentionArgs& a, const Sequence& s, ChunkRows* x, int lane, float* scores,
+                                 Fetch* fetch) {
+  const AttentionProblem& p = a.problem;
+  const float factor = p.scale * kLog2e;
+  const vf zero = set1(0.0f), negative = set1(kNegInf);
+  vf shift = mul(lanes_max(*x, lane, scores), set1(factor));
+  vf total = lanes_exp(*x, scores, factor, select(eq(shift, negative), zero, shift), fetch);
+  if (s.keys == 1 && x->hi > x->lo) {  // weight 1 but for a rounding, which would show in a row that is a value
+    const vm seen = gt(total, zero);
+    store(scores, select(seen, set1(1.0f), load(scores)));
+    total = select(seen, set1(1.0f), total);
+  }
+  vf part = set1(1.0f);
+  if (p.sinks) {
+    alignas(64) float t[W] = {};
+    for (int i = 0; i < W && lane + i < x->count; ++i) t[i] = p.sinks[x->view[lane + i].head] * kLog2e;
+    const vf sink = load(t), top = select(gt(sink, shift), sink, shift);
+    const vm any = gt(top, negative);
+    part = select(any, exp2_lanes(sub(shift, top)), part);
+    total = select(any, add(mul(total, part), exp2_lanes(sub(sink, top))), total);
+    shift = select(any, top, shift);
+  }
+  const vm empty = mask_and(eq(shift, negative), eq(total, zero));  // a row of only NaN logits has total NaN
+  store(x->scale + lane, select(empty, zero, div(part, total)));
+  if (a.log_sum_exp || a.prefix_lse || p.uniform_empty) {
+    const vf tail = select(not_nan(total), log_normal(total), total);
+    store(x->lse + lane, select(empty, negative, add(mul(shift, set1(kLn2)), tail)));
+  }
+}
+
+HEDDLE_INLINE void store_row(void* to, DType type, int64_t at, const float* from, int dim) {
+  int c = 0;
+  if (type == DType::kBFloat16) {
+    for (uint16_t* h = static_cast<uint16_t*>(to) + at; c + W <= dim; c += W) store_bf16(h + c, load(from + c));
+  }
+  for (; c < dim; c += W) store_float(to, type, at + c, load(from + c), dim - c);
+}
+
+// Rows [begin, end) of a chunk, at most kRows: sums of values, scaled, into the output.
+HEDDLE_INLINE void weigh_rows(const AttentionArgs& a, const AttentionUnit& u, const ShortScratch& m, bool finite,
+                              const ChunkRows& x, int begin, int end, Fetch* fetch) {
+  const AttentionProblem& p = a.problem;
+  const int columns = whole_columns(p.value_dim), panel = static_cast<int>(u.sequence.keys);
+  int lo = x.lo, hi = x.hi;
+  if (x.whole_lo > x.lo || x.whole_hi < x.hi) {
+    lo = hi;
+    hi = x.lo;
+    for (int r = begin; r < end; ++r) {
+      if (x.first[r] >= x.end[r]) continue;
+      lo = x.first[r] < lo ? x.first[r] : lo;
+      hi = x.end[r] > hi ? x.end[r] : hi;
+    }
+  }
+  float* out[kRows];
+  const bool direct = p.type == DType::kFloat32 && p.value_dim % W == 0;
+  for (int r = 0; r < end - begin; ++r) {
+    out[r] = direct ? static_cast<float*>(a.output) + x.output[begin + r] : m.sums + r * columns;
+  }
+  // The prefix has an output of its own: always in float32.
+  const bool prefix = p.is_prefix(x.view[begin].position);
+  for (int r = 0; prefix && r < end - begin && p.is_prefix(x.view[begin + r].position); ++r) out[r] = m.sums + r * columns;
+  if (lo > hi) lo = hi = 0;  // no row sees a key
+  const WeighCall call{m.weights + lo * kChunk + begin, m.values + int64_t{lo} * kColumns, hi - lo, panel, p.value_dim,
+                       x.scale + begin,                 out,                               fetch};
+  if (finite) {
+    with_rows<kRows>(end - begin, call);
+  } else {
+    weigh_careful(call, end - begin);
+  }
+  for (int r = 0; r < end - begin && (prefix || !direct); ++r) {
+    const float* from = m.sums + r * columns;
+    const bool own = p.is_prefix(x.view[begin + r].position);
+    if (out[r] != from) continue;
+    store_row(own ? a.prefix_output : a.output, own ? DType::kFloat32 : p.type, x.output[begin + r], from, p.value_dim);
+  }
+}
+
+// At most kChunk rows of a unit.
+HEDDLE_INLINE void attend_chunk(const AttentionArgs& a, const AttentionUnit& u, const ShortScratch& m, bool finite,
+                                int64_t first, int count, Fetch* fetch, const float** mean) {
+  const AttentionProblem& p = a.problem;
+  const Sequence& s = u.sequence;
+  const int keys = static_cast<int>(s.keys), dim = p.head_dim;
+  ChunkRows x;
+  view_chunk(p, u, first, count, &x);
+  if (x.lo < x.hi) {
+    const Vectors queries{p.query, p.type, p.query_stride[3], dim};
+    for (int r = 0; r < count; r += kColumns) {
+      pack_transposed(queries, x.query + r, count - r > W ? kColumns : W, m.query + int64_t{r} * dim, kColumns);
+    }
+    for (int g = 0; g < groups_of(keys); ++g) {
+      const int begin = group_begin(keys, g), end = group_begin(keys, g + 1);
+      if (end <= x.lo || begin >= x.hi) continue;
+      with_rows<kRows>(end - begin, KeyTileCall{m.keys + int64_t{g} * kRows * key_floats(dim), m.query, dim, count,
+                                                m.weights + begin * kChunk, fetch});
+    }
+  }
+  for (int r = 0; r < count; r += W) softmax_lanes(a, s, &x, r, m.weights + r, fetch);
+  for (int g = 0; g < groups_of(count); ++g) {
+    weigh_rows(a, u, m, finite, x, group_begin(count, g), group_begin(count, g + 1), fetch);
+  }
+  if (!a.log_sum_exp && !a.prefix_lse && !p.uniform_empty) return;
   for (int r = 0; r < count; ++r) {
-    if (p.uniform_empty && !*mean && shift[r] == kNegInf) {
+    const RowView& row = x.view[r];
+    const bool prefix = p.is_prefix(row.position);
+    const int64_t at = prefix ? p.prefix_at(s, p.query_heads, row.head) : p.lse_at(s, row.position, row.head);
+    float* lse = prefix ? a.prefix_lse : a.log_sum_exp;
+    if (lse) lse[at] = x.lse[r];
+    if (!p.uniform_empty || x.lse[r] != kNegInf) continue;
+    if (!*mean) {
       mean_value(p, u, m.mean);
       *mean = m.mean;
     }
-    finish_row(a, u, rows[r], m.sums + r * columns, shift[r], sum[r], *mean);
+    store_row(prefix ? a.prefix_output : a.output, prefix ? DType::kFloat32 : p.type, x.output[r], m.mean, p.value_dim);
   }
 }
 
-HEDDLE_INLINE bool attend_short(const AttentionArgs& a, const AttentionUnit& u, const AttentionUnit* next) {
+HEDDLE_INLINE bool attend_short(const AttentionArgs& a, const AttentionUnit& u, const UnitRun& run) {
   const AttentionProblem& p = a.problem;
-  const int size = static_cast<int>((u.sequence.keys + kSub - 1) / kSub * kSub);
-  int64_t lines = 0;
-  if (next && is_short(p, next->sequence)) {
-    lines = 2 * (next->sequence.keys + (next->end - next->begin) * p.group());
-  }
-  float* base = static_cast<float*>(attention_scratch(short_scratch(p, size, lines, nullptr).floats * 4));
+  const int keys = static_cast<int>(u.sequence.keys);
+  const int64_t count = (u.end - u.begin) * p.group(), vectors = plan_fetch(a, u, run, nullptr);
+  float* base = static_cast<float*>(attention_scratch(short_scratch(p, keys, vectors, nullptr).floats * 4));
   if (!base) return false;
-  const ShortScratch m = short_scratch(p, size, lines, base);
-  const bool finite = pack_short(p, u, size, m);
-  LineList list{m.lines, 0};
-  if (lines) list_unit(a, *next, &list);
-  // Groups of equal height: 64 rows as 5 x 13, not 4 x 14 + 8.
-  const int64_t count = (u.end - u.begin) * p.group(), groups = (count + kRows - 1) / kRows;
+  const ShortScratch m = short_scratch(p, keys, vectors, base);
+  const bool finite = pack_short(p, u, m);
+  Fetch fetch;
+  if (vectors) {
+    plan_fetch(a, u, run, m.vectors);
+    fetch.next = m.vectors;
+    fetch.bytes = p.head_dim * dtype_bytes(p.type);
+    fetch.lines = vectors * ((fetch.bytes + 63) / 64);
+    const int64_t columns = whole_columns(p.value_dim) / kColumns;
+    fetch.steps = (count + kColumns - 1) / kColumns * groups_of(keys) * p.head_dim +
+                  (count + kChunk - 1) / kChunk * groups_of(kChunk) * columns * keys + (count + W - 1) / W * (keys / 2);
+  }
   const float* mean = nullptr;
-  for (int64_t g = 0; g < groups; ++g) {
-    RowView rows[kRows];
-    const int64_t begin = count * g / groups, end = count * (g + 1) / groups;
-    for (int64_t r = begin; r < end; ++r) rows[r - begin] = view_row(p, u, r);
-    const Lines some{m.lines + list.count * g / groups, m.lines + list.count * (g + 1) / groups,
-                     p.head_dim * dtype_bytes(p.type)};
-    attend_short_rows(a, u, m, size, finite, rows, static_cast<int>(end - begin), some, &mean);
+  for (int64_t r = 0; r < count; r += kChunk) {
+    attend_chunk(a, u, m, finite, r, count - r < kChunk ? static_cast<int>(count - r) : kChunk, &fetch, &mean);
   }
   return true;
 }
