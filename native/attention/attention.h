@@ -27,17 +27,18 @@
 //   polynomial, vscalefps (one slot each, measured; vrndscaleps takes two) and the sum. So at most 93.4 % of the FMA peak
 //   at D = 64 and 96.6 % at D = 128; a max per score, which the lazy shift saves, is a tenth operation. Other slots are
 //   free: the tiles load 0.57 vectors per FMA, and run at 99 % of the peak with K and V in L2.
-// - Reached with S = 4096 on 2 threads: 85 to 87 % (D = 64) and 87 to 89 % (D = 128), causal 81 and 84 %. The rest, in % of
-//   the time at D = 64: packing K and V 3, q 0.7, stores to the output 0.9, and between phases of a row group 3.
+// - Reached with S = 4096 on 2 threads, machine quiet: 85 to 87 % (D = 64) and 87 to 89 % (D = 128), causal 80 and 84 %; 5
+//   less beside other work. The rest at D = 64, in % of the time by sampling: packing K and V 3, q 0.7, stores to the
+//   output 0.9; what remains lies between the phases of a row group.
 // - Packing waits for memory: rows lie a token apart, each on a page of its own, with 16 lines in flight. It is paid per
 //   unit, so units of half of L2 (2,048 rows for 1,024) gained 1.5 %. Prefetching the next panel, a key per
 //   sub-panel, halved the time of packing and lost as much in the tiles, whose prefetches wait for page walks. 2 MiB pages
 //   under the scratch gained nothing.
 // - Groups of equal height (1,024 rows as 74 groups of 13 and 14, not 73 of 14 and one of 2), no sums to clear, and ranges
-//   of two rows instead of all where a panel is wholly visible: 1 %. Blocks of a multiple of 14 rows instead made the last
-//   unit shorter and cost 2 threads more than they gained.
-// - Units are ordered by block, all heads of the last block first: heads in turn left a long unit of a causal problem to
-//   the end.
+//   of two rows instead of all where a panel is wholly visible: 1 % together, little above the noise. Blocks of a multiple
+//   of 14 rows make the last unit shorter, which 2 threads wait for.
+// - Units are ordered by block, all heads of the last block first, so that a causal problem ends with its short units (by
+//   design; not measured apart).
 // - vdpbf16ps runs once in two cycles on Intel, half the products per cycle of fp32 FMA: a bf16 kernel on it was 1.8
 //   times slower than widening, and rounds p to bf16 besides.
 // - Panels of 256 to 512 keys are equally fast; 128 lose 4 %.
