@@ -81,7 +81,9 @@ Status patch_embed(const PatchEmbedArgs& a, const Exec& exec) {
   const int64_t tile = tile_kernels(exec.isa, w.type).max_rows;
   int64_t tiles = a.to ? kGroupRows / tile : kTilesPerBlock;  // a group of fused_linear()
   while (exec.threads > 1 && tiles > 1 && rows < 4 * exec.threads * tiles * tile) tiles /= 2;
-  const int64_t block = tiles * tile, blocks = (rows + block - 1) / block;
+  // As many blocks for each thread where there are few, of nearly equal height.
+  const int64_t most = tiles * tile, turns = 1 + (rows - 1) / (most * exec.threads);
+  const int64_t blocks = std::min(turns * exec.threads, (rows + tile - 1) / tile), block = 1 + (rows - 1) / blocks;
   const int64_t out_size = dtype_size(a.out_type) * w.columns;
   std::atomic<Status> failure{kOk};
 
@@ -91,8 +93,8 @@ Status patch_embed(const PatchEmbedArgs& a, const Exec& exec) {
     const size_t need = static_cast<size_t>(block * w.k);
     if (gathered.size() < need && !gathered.reset(need)) return failure.store(kNoMemory);
     for (int64_t i = begin; i < end && failure.load() == kOk; ++i) {
-      const int64_t last = std::min(rows, (i + 1) * block);
-      for (int64_t r = i * block; r < last;) {
+      const int64_t last = rows * (i + 1) / blocks;
+      for (int64_t r = rows * i / blocks; r < last;) {
         // Rows of one batch entry: they are contiguous in the result.
         int64_t b = r / std::max<int64_t>(tokens, 1), stop, at;
         if (a.indices) {

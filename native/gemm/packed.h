@@ -161,6 +161,8 @@ enum class Operand : int32_t {
   kIntFloat,     // [k][rows] q as floats, then scale and sum as kInt8: without an integer dot product instruction
 };
 Operand operand_kind(Isa isa, PackType type);
+// Whether a value's place in the operand takes nothing but the value: rows may then be packed in parts.
+inline bool packs_values(Operand kind) { return kind == Operand::kFloat32 || kind == Operand::kFloat32Pair; }
 // Bytes per row of an operand with `k` values (at most 4 per value for k >= 32).
 int64_t operand_row_bytes(Operand kind, const PackedMatrix& m);
 

@@ -126,6 +126,8 @@ struct ExpertStages {
   // c [rows][32] -> h + 16 or 32 columns.
   void (*activate)(const ExpertBank& b, const PackedExpert& e, int64_t panel, const float* c, int rows, float* h,
                    int64_t stride);
+  // The same into the operand of the down product (kinds that pack value by value); c is overwritten.
+  void (*activate_operand)(const ExpertBank& b, const PackedExpert& e, int64_t panel, float* c, int rows, char* out);
   // c [rows][32] + bias -> columns [32 panel, d) of y.
   void (*write_down)(const PackedExpert& e, int64_t d, int64_t panel, const float* c, int rows, float* y);
   // out[t] = sum_j w_j y[row_j] (+ gate * shared row).
