@@ -2,7 +2,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { maskTokens } from '../lib/attention/maskTokens.ts';
 import { resolveConfig, type VideoEncoderConfig } from '../lib/attention/video/config.ts';
 import { VideoEncoder } from '../lib/attention/video/index.ts';
-import { planForward, viewsOf } from '../lib/attention/video/plan.ts';
+import { defaultBlockTokens, planForward, viewsOf } from '../lib/attention/video/plan.ts';
 import { layOutRows } from '../lib/attention/video/rows.ts';
 import { Tensor } from '../lib/tensor.ts';
 import { randomTensors } from '../test/cases/attention/videoEncoder.ts';
@@ -81,7 +81,7 @@ export function predictStudy(
   const [time, height, width] = c.grid;
   const mask = maskOf(v, c.grid);
   const rows = layOutRows(c, 1, time, height * width, mask && [mask.indices]);
-  const plan = planForward(c, rows, viewsOf(c, rows), 4096);
+  const plan = planForward(c, rows, viewsOf(c, rows), defaultBlockTokens(rows.clip.length));
   const patches = mask ? mask.indices.length : time * height * width;
   const embedding = 2 * patches * c.channels * c.tubelet[0] * c.tubelet[1] * c.tubelet[2] * c.hiddenSize;
   return {

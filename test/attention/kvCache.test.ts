@@ -74,6 +74,27 @@ describe('KVCache', () => {
     );
   });
 
+  it.each(['int8', 'int4'] as const)(
+    'scales of %s vectors are never negative: decoding relies on it',
+    (type) => {
+      const cache = new KVCache({ keyHeads: 2, headDim: 4, type, pageSize: 4, pages: 1 });
+      const id = cache.create();
+      const rows = [
+        [-3, -2, -1, -5],
+        [0, -0, 0, -0],
+        [-1e-30, 0, 0, 0],
+        [1, -2, 3, -4],
+      ];
+      const x = new Tensor('float32', Float32Array.from(rows.flatMap((r) => [...r, ...r])), [4, 2, 4]);
+      cache.append(id, x, x);
+      const { pools } = cache.beginRead([id]);
+      for (const scales of [pools.keyScales, pools.valueScales] as Float32Array[]) {
+        expect(scales.some((s) => s > 0)).toBe(true);
+        expect(scales.every((s) => s >= 0 && !Object.is(s, -0))).toBe(true);
+      }
+    },
+  );
+
   it('a window bounds the memory while positions go on counting', () => {
     const cache = new KVCache({ keyHeads: HEADS, headDim: DIM, pageSize: 4, pages: 5, window: 10 });
     const id = cache.create();

@@ -10,7 +10,7 @@ import { ownTimeClass, type ResolvedConfig, resolveConfig, type VideoEncoderConf
 import { type ForwardResult, forwardRows, type LayerActivations } from './forward.ts';
 import { checkpointReader, recordReader } from './load.ts';
 import { checkNormalization, type Frames, type Normalization, readFrames } from './pixels.ts';
-import { type ForwardPlan, planForward, type Views, viewsOf } from './plan.ts';
+import { defaultBlockTokens, type ForwardPlan, planForward, type Views, viewsOf } from './plan.ts';
 import { POSITION_RESIZINGS, type PositionResizing, tablesFor } from './positions.ts';
 import { layOutRows, type TokenRows } from './rows.ts';
 import {
@@ -28,7 +28,7 @@ export interface VideoForwardOptions extends AsyncOpOptions {
   lastLayers?: number;
   /**
    * Tokens that are worked on at a time; attention sequences are not cut. Fewer take less memory, more keep more threads
-   * busy. Results do not depend on it. Default 4096.
+   * busy. Results do not depend on it. Default: 4096 of up to 4096 tokens, else a sixteenth of them, from 1024 to 4096.
    */
   blockTokens?: number;
   /**
@@ -93,6 +93,7 @@ interface Layout {
   key: string;
   rows: TokenRows;
   views: Views;
+  blockTokens: number;
   plan: ForwardPlan;
 }
 
@@ -244,25 +245,32 @@ export class VideoEncoder {
     const resizing = options.resizePositions;
     if (resizing !== undefined) optionChoice(resizing, POSITION_RESIZINGS, 'nearest', 'resizePositions');
     const tables = tablesFor(c, this.parts, read.grid, resizing);
-    const blockTokens = optionInteger(options.blockTokens ?? 4096, 1, 2 ** 30, 'blockTokens');
+    const blockTokens =
+      options.blockTokens === undefined
+        ? undefined
+        : optionInteger(options.blockTokens, 1, 2 ** 30, 'blockTokens');
     const layers = c.layers + c.timeLayers;
     const lastLayers = optionInteger(options.lastLayers ?? 0, 0, layers, 'lastLayers');
     const [time, height, width] = read.grid;
     const patches = height * width;
     const kept = keptTokens(options.mask, read);
-    const rowsAndPlan = this.layOut([read.dims[0], time, patches, blockTokens], kept);
-    return { read, tables, blockTokens, lastLayers, ...rowsAndPlan };
+    const laidOut = this.layOut([read.dims[0], time, patches], blockTokens, kept);
+    return { read, tables, lastLayers, ...laidOut };
   }
 
   /** Where the rows are, and what they take; kept for the next frames of these sizes, unless tokens are masked. */
-  private layOut(sizes: readonly [number, number, number, number], kept: Int32Array[] | undefined): Layout {
-    const key = kept === undefined ? sizes.join() : '';
+  private layOut(
+    sizes: readonly [number, number, number],
+    wanted: number | undefined,
+    kept: Int32Array[] | undefined,
+  ): Layout {
+    const key = kept === undefined ? [...sizes, wanted].join() : '';
     if (key !== '' && this.layout?.key === key) return this.layout;
-    const [clips, time, patches, blockTokens] = sizes;
-    const rows = layOutRows(this.config, clips, time, patches, kept);
+    const rows = layOutRows(this.config, ...sizes, kept);
     const views = viewsOf(this.config, rows);
+    const blockTokens = wanted ?? defaultBlockTokens(rows.clip.length);
     const plan = planForward(this.config, rows, views, blockTokens, this.merged);
-    const fresh = { key, rows, views, plan };
+    const fresh = { key, rows, views, blockTokens, plan };
     if (key !== '') this.layout = fresh;
     return fresh;
   }

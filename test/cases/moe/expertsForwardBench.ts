@@ -43,7 +43,7 @@ const models: Model[] = [
   },
 ];
 
-const TOKENS = [1, 4, 16, 64, 512, 4096];
+const TOKENS = [1, 4, 8, 16, 64, 512, 4096];
 const TYPES: WeightType[] = ['float32', 'bfloat16', 'float8', 'int8', 'int4', 'mxfp4'];
 const BYTES_PER_WEIGHT: Record<WeightType, number> = {
   float32: 4,
