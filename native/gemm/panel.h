@@ -47,6 +47,11 @@ struct PanelProduct {
 // cost 1 to 5 %. Narrower tiles pass twice or more over a block, which must then be in L1.
 inline int64_t block_steps(Isa isa) { return isa == Isa::kAvx512 ? 768 : kBlockSteps; }
 
+// With this many tiles a type that kernels widen in registers is widened once for all of them, block by block (float8:
+// scale group by scale group).
+constexpr int64_t kWidenTiles = 3;
+constexpr int64_t kWidenedFloats = kBlockSteps * kPanel;
+
 inline bool chains_continue(PackType t) { return t == PackType::kFloat32 || t == PackType::kBFloat16; }
 
 // Panel p over the range of k, c[row][32] (row counted from the first tile's), continuing the chains in c when
@@ -56,18 +61,25 @@ template <class Done>
 void multiply_panel(const PanelProduct& q, int64_t p, const char* end, const char* next, float* c, const Done& done) {
   const PackedMatrix& m = *q.matrix;
   const int64_t range = q.last_step - q.first_step;
+  const bool widen = q.kernels->widen && q.count >= kWidenTiles;
+  const int64_t unit = widen ? pack_unit(m.type) : 1;  // steps of the tiles per step of the panel
+  alignas(64) float widened[kWidenedFloats];
   int64_t block = range;
-  if (q.count > 1 && chains_continue(m.type)) {
-    const int64_t blocks = (range + q.block_steps - 1) / q.block_steps;
+  if (widen && m.group) {
+    block = m.group / unit;
+  } else if (q.count > 1 && chains_continue(m.type)) {
+    const int64_t most = widen ? kBlockSteps / unit : q.block_steps;
+    const int64_t blocks = (range + most - 1) / most;
     block = (range + blocks - 1) / blocks;
   }
-  const int64_t step_bytes = q.kind == Operand::kFloat32Pair ? 8 : 4;  // of an operand's row, float types
+  const int64_t step_bytes = packs_values(q.kind) ? 4 * pack_unit(m.type) : 4;  // of an operand's row, float types
+  const TileKernels& kernels = widen ? *q.kernels->widened : *q.kernels;
   TileCall calls[kMaxGroupTiles];
   for (int64_t i = 0; i < q.count; ++i) {
     const int64_t row = q.tiles[i].begin - q.tiles[0].begin;
     fill_tile(calls[i], q.kind, m, p, q.operands + row * q.row_bytes, q.tiles[i].rows);
     calls[i].c = c + row * kPanel;
-    if (q.count > 1) calls[i].prefetch_stride = kStepBytes / q.count;
+    if (q.count > 1) calls[i].prefetch_stride = kStepBytes / unit / q.count;
   }
   for (int64_t s0 = q.first_step; s0 < q.last_step; s0 += block) {
     const int64_t steps = std::min(block, q.last_step - s0);
@@ -77,16 +89,18 @@ void multiply_panel(const PanelProduct& q, int64_t p, const char* end, const cha
       const int64_t distance = std::max(kAhead, steps * kStepBytes), left = end - b;
       ahead = distance < left ? b + distance : next ? next + (distance - left) : nullptr;
     }
+    if (widen) q.kernels->widen(b, steps, widened);
     for (int64_t i = 0; i < q.count; ++i) {
       const RowTile& tile = q.tiles[i];
       TileCall& t = calls[i];
       if (s0 > 0) t.a = q.operands + (tile.begin - q.tiles[0].begin) * q.row_bytes + s0 * tile.rows * step_bytes;
-      t.b = b;
-      t.steps = steps;
+      t.b = widen ? reinterpret_cast<const char*>(widened) : b;
+      t.steps = steps * unit;
+      if (widen && m.group) t.b_scale = m.scale.as<float>() + (p * m.groups() + s0 / block) * kPanel;
       t.accumulate = s0 > 0;
-      t.resident = i > 0 && block <= kBlockSteps && block < range;
-      t.prefetch = ahead ? ahead + i * t.prefetch_stride * steps : nullptr;
-      q.kernels->tile[tile.rows](t);
+      t.resident = widen || (i > 0 && block <= kBlockSteps && block < range);
+      t.prefetch = ahead ? ahead + i * t.prefetch_stride * t.steps : nullptr;
+      kernels.tile[tile.rows](t);
       if (s0 + steps == m.steps) done(tile, t.c);
     }
   }
