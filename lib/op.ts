@@ -88,13 +88,16 @@ function backendFor(args: OpArguments, options: OpOptions | undefined): 'auto' |
 
 /** Runs an op on this thread. */
 export function callSync(op: Op, args: OpArguments, options: OpOptions | undefined): void {
-  const addon = resolveBackend(backendFor(args, options));
-  const threads = resolveThreads(options?.threads);
-  const status = addon === null ? op.reference(...args) : nativeOp(addon, op)(threads, null, null, ...args);
-  const onDevice = addon !== null && backendOf(addon) === 'cuda';
-  const error = status === 0 ? null : statusError(op, status, args);
-  if (onDevice) settle(args, status === 0);
-  if (error !== null) throw error;
+  try {
+    const addon = resolveBackend(backendFor(args, options));
+    const threads = resolveThreads(options?.threads);
+    const status = addon === null ? op.reference(...args) : nativeOp(addon, op)(threads, null, null, ...args);
+    if (status !== 0) throw statusError(op, status, args);
+    if (addon !== null && backendOf(addon) === 'cuda') settle(args, true);
+  } catch (error) {
+    settle(args, false);
+    throw error;
+  }
 }
 
 /**
@@ -102,34 +105,36 @@ export function callSync(op: Op, args: OpArguments, options: OpOptions | undefin
  * event loop: TypeScript has no other thread to go to.
  */
 export async function call(op: Op, args: OpArguments, options: AsyncOpOptions | undefined): Promise<void> {
-  const addon = resolveBackend(backendFor(args, options));
-  const threads = resolveThreads(options?.threads);
   const signal = options?.signal;
-  if (signal?.aborted) throw statusError(op, CANCELLED, args, signal);
-  if (addon === null) {
-    await new Promise((resolve) => setImmediate(resolve));
-    if (signal?.aborted) throw statusError(op, CANCELLED, args, signal);
-    const status = op.reference(...args);
-    if (status !== 0) throw statusError(op, status, args);
-    return;
-  }
-  const run = nativeOp(addon, op);
-  let cancel: Int32Array | null = null;
   let onAbort: (() => void) | undefined;
-  if (signal) {
-    const flag = new Int32Array(1);
-    cancel = flag;
-    onAbort = () => Atomics.store(flag, 0, 1);
-    signal.addEventListener('abort', onAbort, { once: true });
-  }
   try {
+    const addon = resolveBackend(backendFor(args, options));
+    const threads = resolveThreads(options?.threads);
+    if (signal?.aborted) throw statusError(op, CANCELLED, args, signal);
+    if (addon === null) {
+      await new Promise((resolve) => setImmediate(resolve));
+      if (signal?.aborted) throw statusError(op, CANCELLED, args, signal);
+      const status = op.reference(...args);
+      if (status !== 0) throw statusError(op, status, args);
+      return;
+    }
+    const run = nativeOp(addon, op);
+    let cancel: Int32Array | null = null;
+    if (signal) {
+      const flag = new Int32Array(1);
+      cancel = flag;
+      onAbort = () => Atomics.store(flag, 0, 1);
+      signal.addEventListener('abort', onAbort, { once: true });
+    }
     const status = await new Promise<number>((resolve) => {
       const queued = run(threads, cancel, resolve, ...args);
       if (queued !== 0) resolve(queued);
     });
-    const error = status === 0 ? null : statusError(op, status, args, signal);
-    if (backendOf(addon) === 'cuda') settle(args, status === 0);
-    if (error !== null) throw error;
+    if (status !== 0) throw statusError(op, status, args, signal);
+    if (backendOf(addon) === 'cuda') settle(args, true);
+  } catch (error) {
+    settle(args, false);
+    throw error;
   } finally {
     if (signal && onAbort) signal.removeEventListener('abort', onAbort);
   }

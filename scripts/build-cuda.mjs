@@ -4,6 +4,7 @@
 //
 //   npm run build:cuda -- --arch 90a-real      only that, in place of sm_80, sm_90a and PTX
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { findProgram, run } from './process.mjs';
@@ -59,7 +60,9 @@ if (step.code !== 0) {
 if (step.code !== 0) fail(step.output);
 if (!existsSync(table))
   await run('cmake', ['--build', '--preset', 'cuda', '--target', 'clean'], { cwd: root });
-step = await run('cmake', ['--build', '--preset', 'cuda', '--parallel', '2'], { cwd: root });
+step = await run('cmake', ['--build', '--preset', 'cuda', '--parallel', String(availableParallelism())], {
+  cwd: root,
+});
 if (step.code !== 0) fail(step.output);
 const warnings = step.output.match(/.*\bwarning\b.*/gi) ?? [];
 if (warnings.length > 0) {

@@ -28,7 +28,8 @@ class AttentionProblem(C.Structure):  # native/attention/problem.h
                 ('segments', I64), ('left', I64), ('right', I64), ('scale', C.c_float), ('softcap', C.c_float),
                 ('uniform_empty', C.c_bool), ('output_stride', I64 * 3), ('lse_stride', I64 * 3),
                 ('query_token', I64 * 2), ('key_token', I64 * 2), ('inner', I64), ('inner_stride', InnerStride),
-                ('step', I64), ('batch_segments', I64), ('order', PTR), ('prefix', Prefix)]
+                ('step', I64), ('batch_segments', I64), ('order', PTR), ('prefix', Prefix),
+                ('longest', I64)]
 
 
 class AttentionArgs(C.Structure):  # native/attention/attention.h

@@ -3,7 +3,8 @@
     python3 bench.py LIBRARY [--small] [--check-only] [--filter TEXT] [--seconds S] [--json FILE]
 
 Each module of MODULES has `cases(lib, small)`, which yields heddle_cuda.Case; `small` asks for shapes that
-compute-sanitizer gets through in seconds. A new family is one more name in MODULES. Without a GPU, and with the library
+compute-sanitizer gets through in seconds. A new family is one more name in MODULES; its ctypes structs have the names of
+those in native/, which structs.py holds them against. Without a GPU, and with the library
 of the host shim, --small --check-only checks the args structs and the cases themselves.
 """
 import argparse
@@ -20,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from heddle_cuda import Library  # noqa: E402
 
-MODULES = ('moe', 'experts', 'attention', 'privacy')
+MODULES = ('moe', 'experts', 'linear', 'layer', 'nn', 'attention', 'decode', 'factorized', 'patch_embed', 'privacy')
 
 
 def seconds_of(run, flush, repeats=25):
@@ -74,6 +75,11 @@ def main():
         report['peaks'] = measured_peaks(flush)
         print({k: f'{v / 1e12:.2f} T/s' for k, v in report['peaks'].items()})
     failed = checked = 0
+
+    def save():
+        if options.json:
+            Path(options.json).write_text(json.dumps(report, indent=1) + '\n')
+
     for module in MODULES:
         if importlib.util.find_spec(module) is None:
             print(f'{module}: no cases yet')
@@ -111,9 +117,9 @@ def main():
                     row['peer_seconds'] = p = seconds_of(case.peer, flush)
                     line += f', {p / t:.2f}x {case.peer_name} ({p * 1e6:.1f} us)'
             report['rows'].append(row)
+            save()  # what follows may be cut off
             print(line, flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=1) + '\n')
+    save()
     print(f'{checked - failed} passed, {failed} failed')
     sys.exit(1 if failed or not checked else 0)
 

@@ -1,4 +1,4 @@
-"""Expert compute: see bench.py for what `cases` returns. Weights are laid out here as native/moe/experts_device.h says."""
+"""Expert compute: see bench.py for what `cases` returns. Weights are laid out here as native/gemm/device_matrix.h says."""
 import ctypes as C
 
 import torch

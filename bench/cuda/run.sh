@@ -76,6 +76,6 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo '== compute-sanitizer is not installed'
 fi
-step bench "$(left)" python3 bench/cuda/bench.py "$library" --seconds 120 --json "$out/bench.json"
+step bench "$(left)" python3 bench/cuda/bench.py "$library" --seconds "$(($(left) - 40))" --json "$out/bench.json"
 echo "== done in $((SECONDS - started)) s, $([ $failed = 0 ] && echo 'all passed' || echo 'FAILED')"
 exit $failed

@@ -52,12 +52,11 @@ export {
 } from './options.ts';
 export {
   type PatchEmbedOptions,
-  type PatchGridOptions,
+  type PatchWeights,
   patchEmbed,
   patchEmbedSync,
-  patchGrid,
-  type Size3,
 } from './patchEmbed.ts';
+export { type PatchGridOptions, patchGrid, type Size3 } from './patchGrid.ts';
 export {
   type AttentionPooling,
   type ClassPooling,

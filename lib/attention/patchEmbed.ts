@@ -1,7 +1,9 @@
+import { backendOf, resolveBackend } from '../backend.ts';
 import { runAsync, runSync, type Steps, step } from '../checkpoint/steps.ts';
-import { DTYPE_CODE, type FloatType } from '../dtype.ts';
+import { type Location, placeOf } from '../device.ts';
+import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import { outputTensor, PackedMatrix } from '../gemm/linear.ts';
+import { outputTensor, PackedMatrix, packMatrix, packMatrixSync } from '../gemm/linear.ts';
 import { optionalVector } from '../nn/outputs.ts';
 import {
   type AsyncOpOptions,
@@ -11,15 +13,15 @@ import {
   type Op,
   type OpOptions,
   optionChoice,
-  optionInteger,
   optionNumber,
 } from '../op.ts';
 import { patchEmbedReference } from '../reference/attention/patchEmbed.ts';
-import { asTensor, type DType, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, type DType, makeTensor, Tensor, type TensorLike } from '../tensor.ts';
 import { indexTokens, type KeptTokens } from './keptTokens.ts';
+import { patchGrid, type Size3 } from './patchGrid.ts';
 
-/** Along time, height and width. */
-export type Size3 = readonly [time: number, height: number, width: number];
+/** A packed matrix, or the matrix itself: `[dim, inputs]` float32, bfloat16 or float16. */
+export type PatchWeights = PackedMatrix | TensorLike;
 
 export interface PatchEmbedOptions {
   /** Frames, rows and columns of a tubelet; one per weight matrix. */
@@ -52,13 +54,6 @@ export interface PatchEmbedOptions {
   out?: TensorLike;
 }
 
-/** What {@link patchGrid} needs. */
-export interface PatchGridOptions {
-  tubelet: Size3;
-  stride?: Size3;
-  offset?: Size3;
-}
-
 const OPTIONS: ReadonlySet<string> = new Set([
   'tubelet',
   'stride',
@@ -76,49 +71,17 @@ const OPTIONS: ReadonlySet<string> = new Set([
   'threads',
   'signal',
 ]);
-const GRID_OPTIONS: ReadonlySet<string> = new Set(['tubelet', 'stride', 'offset']);
 const PIXELS: readonly ('uint8' | 'float32' | 'bfloat16')[] = ['uint8', 'float32', 'bfloat16'];
-const MAX = 2 ** 31 - 1;
+/** Inputs of a matrix on the device. */
+const MAX_INPUTS = 2 ** 31 - 65;
 
 /** @internal */
 export const patchEmbedOp: Op = { name: 'patchEmbed', reference: patchEmbedReference };
 const op = patchEmbedOp;
+/** A matrix instead of a packed one. */
+const deviceOp: Op = { name: 'patchEmbed', reference: () => -3 };
 /** Added rows and rows to write, of the video encoder's embedding. */
 const NO_ADDED_ROWS = [null, null, null, null, null];
-
-function size3(value: unknown, min: number, name: string): Size3 {
-  if (!Array.isArray(value) || value.length !== 3) {
-    throw new HeddleError('ERR_OPTION', `${name} must be [time, height, width]`);
-  }
-  return value.map((x, i) => optionInteger(x, min, MAX, `${name}[${i}]`)) as unknown as Size3;
-}
-
-/**
- * Tokens along time, height and width: `floor((length - offset - tubelet) / stride) + 1` each, as a convolution without
- * padding; pixels beyond the last tubelet are dropped.
- *
- * @param video frames, height and width
- * @throws HeddleError `ERR_OPTION`; `ERR_SHAPE` where not one tubelet fits
- */
-export function patchGrid(
-  video: Size3,
-  options: PatchGridOptions,
-): [time: number, height: number, width: number] {
-  checkOptions(options, GRID_OPTIONS, 'patchGrid');
-  const length = size3(video, 0, 'video');
-  const tubelet = size3(options?.tubelet, 1, 'tubelet');
-  const stride = options.stride === undefined ? tubelet : size3(options.stride, 1, 'stride');
-  const offset = options.offset === undefined ? [0, 0, 0] : size3(options.offset, 0, 'offset');
-  const grid = length.map((n, i) => Math.floor((n - offset[i] - tubelet[i]) / stride[i]) + 1);
-  if (grid.some((n) => n < 1)) {
-    const [t, h, w] = length;
-    throw new HeddleError(
-      'ERR_SHAPE',
-      `video: ${t} frames of ${h} x ${w} pixels give no token: tubelets of [${tubelet.join(', ')}] begin at [${offset.join(', ')}]`,
-    );
-  }
-  return grid as [number, number, number];
-}
 
 /** `value` for each of `count` matrices; a list has one element for each. */
 function each<T>(
@@ -155,38 +118,74 @@ function perChannel(
   return Array.from({ length: channels }, (_, c) => list[list.length === 1 ? 0 : c] as number);
 }
 
+/** One weight matrix with its tokens. */
 interface Plan {
-  weight: PackedMatrix;
-  args: unknown[];
+  weight: PackedMatrix | Tensor<FloatType>;
+  outputs: number;
+  inputs: number;
+  rows: number;
+  /** What follows the weight, in the order of patch_problem (native/binding/experts.cpp). */
+  problem: unknown[];
+}
+
+interface Prepared {
+  plans: Plan[];
+  out: Tensor<FloatType>;
+  /** Whether it runs there, wherever the tensors are. */
+  onDevice: boolean;
+}
+
+/** Where the op runs and where its tensors are. Packed weights run where they were packed: never on the device. */
+function locate(
+  o: PatchEmbedOptions & OpOptions,
+  tensors: Readonly<Record<string, Tensor | null>>,
+  weights: readonly Plan['weight'][],
+): { place: Location; onDevice: boolean } {
+  const out = o.out instanceof Tensor ? o.out : null;
+  const place = placeOf('patchEmbed', o, { ...tensors, out });
+  const packed = weights.find((w) => w instanceof PackedMatrix);
+  const asked = place === 'cuda' ? place : o.backend;
+  const there = weights.some((w) => w instanceof PackedMatrix && w.backend === 'cuda');
+  if (packed !== undefined && (there || asked === 'cuda')) {
+    throw new HeddleError(
+      'ERR_BACKEND',
+      `patchEmbed: weights packed for backend ${packed.backend} cannot be used on cuda; give the matrix itself, a tensor [dim, inputs]`,
+    );
+  }
+  const onDevice = packed === undefined && (asked === 'cuda' || backendOf(resolveBackend(asked)) === 'cuda');
+  return { place, onDevice };
 }
 
 function prepare(
   video: TensorLike,
-  weights: PackedMatrix | readonly PackedMatrix[],
+  weights: PatchWeights | readonly PatchWeights[],
   o: PatchEmbedOptions & OpOptions,
-): { plans: Plan[]; out: Tensor<FloatType> } {
+): Prepared {
   if (o === undefined || o === null) {
     throw new HeddleError('ERR_ARGUMENT', 'patchEmbed: options with a tubelet are required');
   }
   checkOptions(o, OPTIONS, 'patchEmbed');
-  const x = asTensor<DType>(video, 'video', PIXELS, 5);
+  const x = asTensor<DType>(video, 'video', PIXELS, 5, 'device');
   const last = optionChoice(o.layout, ['TCHW', 'THWC'], 'TCHW', 'layout') === 'THWC';
   const order = optionChoice(o.weightOrder, ['CTHW', 'THWC'], 'CTHW', 'weightOrder');
   const [batch, frames] = x.dims;
   const [channels, height, width] = last ? [x.dims[4], x.dims[2], x.dims[3]] : x.dims.slice(2);
+  if (channels === 0) throw new HeddleError('ERR_SHAPE', 'video: expected at least one channel');
   const scale = optionNumber(o.scale, -Infinity, x.type === 'uint8' ? 1 / 255 : 1, 'scale');
   const mean = perChannel(o.mean, 0, channels, 'mean');
   const std = perChannel(o.std, 1, channels, 'std');
-  const list: readonly PackedMatrix[] = Array.isArray(weights) ? weights : [weights as PackedMatrix];
-  if (list.length === 0 || list.some((w) => !(w instanceof PackedMatrix))) {
-    throw new HeddleError('ERR_ARGUMENT', 'weights: expected a PackedMatrix or a list of them');
-  }
+  const list = (Array.isArray(weights) ? weights : [weights]) as readonly PatchWeights[];
+  if (list.length === 0) throw new HeddleError('ERR_ARGUMENT', 'weights: expected at least one matrix');
+  const matrices = list.map((w) =>
+    w instanceof PackedMatrix ? w : asTensor<FloatType>(w, 'weights', FLOAT_TYPES, 2, 'device'),
+  );
+  const sides = matrices.map((w) => (w instanceof PackedMatrix ? [w.outputs, w.inputs] : w.dims));
   const count = list.length;
   const tubelets = each(o.tubelet, isSize, count, 'tubelet');
   const strides = each(o.stride, isSize, count, 'stride');
   const offsets = each(o.offset, isSize, count, 'offset');
   const biases = each(o.bias, isTensor, count, 'bias');
-  const dim = list[0].outputs;
+  const dim = sides[0][0];
 
   const grids = tubelets.map((tubelet, i) =>
     patchGrid([frames, height, width], {
@@ -195,23 +194,28 @@ function prepare(
       offset: offsets[i] as Size3 | undefined,
     }),
   );
-  const inputs: Tensor[] = [x];
-  const vectors = biases.map((b) => {
-    const t = optionalVector(b as TensorLike | undefined, dim, 'bias');
-    if (t !== null) inputs.push(t);
-    return t;
-  });
-  list.forEach((w, i) => {
+  const vectors = biases.map((b) => optionalVector(b as TensorLike | undefined, dim, 'bias', 'device'));
+  sides.forEach(([outputs, inputs], i) => {
     const k = channels * (tubelets[i] as Size3).reduce((a, b) => a * b, 1);
-    if (w.inputs !== k || w.outputs !== dim) {
+    if (inputs !== k || outputs !== dim) {
       throw new HeddleError(
         'ERR_SHAPE',
-        `weights: expected [${dim}, ${k}] for ${channels} channels and tubelets of [${(tubelets[i] as Size3).join(', ')}], got [${w.outputs}, ${w.inputs}]`,
+        `weights: expected [${dim}, ${k}] for ${channels} channels and tubelets of [${(tubelets[i] as Size3).join(', ')}], got [${outputs}, ${inputs}]`,
       );
     }
   });
+  const named: Record<string, Tensor | null> = { video: x };
+  matrices.forEach((w, i) => {
+    if (w instanceof Tensor) named[count === 1 ? 'weights' : `weights[${i}]`] = w;
+    named[count === 1 ? 'bias' : `bias[${i}]`] = vectors[i];
+  });
+  const { place, onDevice } = locate(o, named, matrices);
+  if (onDevice && sides.some(([, inputs]) => inputs > MAX_INPUTS)) {
+    throw new HeddleError('ERR_SHAPE', `weights: at most ${MAX_INPUTS} inputs on cuda`);
+  }
   const sizes = grids.map((g) => g[0] * g[1] * g[2]);
   const total = sizes.reduce((a, b) => a + b, 0);
+  const inputs = Object.values(named).filter((t) => t !== null);
   let dims = [batch, total, dim];
   if (o.tokens !== undefined) {
     if (count !== 1) throw new HeddleError('ERR_OPTION', 'tokens: works with one weight matrix only');
@@ -226,17 +230,17 @@ function prepare(
     dims = [kept.tokens, dim];
     inputs.push(makeTensor('int32', o.tokens.indices, [kept.tokens]));
   }
-  const out = outputTensor(o.out, o.outType, dims, inputs);
+  for (const w of matrices) if (w instanceof PackedMatrix) w.use(o.backend);
+  const out = outputTensor(o.out, o.outType, dims, inputs, place);
 
   const plane = height * width;
   const pixel = last ? [channels * plane, width * channels, channels] : [channels * plane, width, 1];
   const factor = Float32Array.from(std, (s) => scale / s);
   const shift = Float32Array.from(std, (s, c) => -mean[c] / s);
   let first = 0;
-  const plans = list.map((weight, i) => {
+  const plans = matrices.map((weight, i) => {
     const tubelet = tubelets[i] as Size3;
     const offset = (offsets[i] ?? [0, 0, 0]) as Size3;
-    // In the order of patch_embed_call (native/binding/experts.cpp).
     const numbers = Float64Array.of(
       batch,
       channels,
@@ -252,8 +256,7 @@ function prepare(
       first,
     );
     first += sizes[i];
-    const args = [
-      weight.use(o.backend),
+    const problem = [
       numbers,
       x.data,
       DTYPE_CODE[x.type],
@@ -264,25 +267,57 @@ function prepare(
       vectors[i]?.data ?? null,
       out.data,
       DTYPE_CODE[out.type],
-      ...NO_ADDED_ROWS,
     ];
-    return { weight, args };
+    const rows = o.tokens === undefined ? batch * sizes[i] : dims[0];
+    return { weight, outputs: dim, inputs: sides[i][1], rows, problem };
   });
-  return { plans, out };
+  return { plans, out, onDevice };
 }
 
-function* embed(
-  video: TensorLike,
-  weights: PackedMatrix | readonly PackedMatrix[],
-  options: PatchEmbedOptions & AsyncOpOptions,
-): Steps<Tensor<FloatType>> {
-  const { plans, out } = prepare(video, weights, options);
-  for (const { weight, args } of plans) {
-    const run = { ...options, backend: weight.backend };
+function* runOnDevice(plan: Plan, options: AsyncOpOptions): Steps<void> {
+  const { weight, outputs, inputs, rows, problem } = plan;
+  const { data, type } = weight as Tensor<FloatType>;
+  const args = [data, DTYPE_CODE[type], outputs, inputs, rows, ...problem];
+  const run = { ...options, backend: 'cuda' } as const;
+  yield* step(
+    () => callSync(deviceOp, args, run),
+    () => call(deviceOp, args, run),
+  );
+}
+
+function* runOnHost({ weight, problem }: Plan, options: AsyncOpOptions): Steps<void> {
+  const { backend, threads, signal } = options;
+  const packed =
+    weight instanceof PackedMatrix
+      ? weight
+      : yield* step(
+          () => packMatrixSync(weight, { backend, threads }),
+          () => packMatrix(weight, { backend, threads, signal }),
+        );
+  try {
+    const args = [packed.use(backend), ...problem, ...NO_ADDED_ROWS];
+    const run = { ...options, backend: packed.backend };
     yield* step(
       () => callSync(op, args, run),
       () => call(op, args, run),
     );
+  } finally {
+    if (packed !== weight) packed.dispose();
+  }
+}
+
+function* embed(
+  video: TensorLike,
+  weights: PatchWeights | readonly PatchWeights[],
+  options: PatchEmbedOptions & AsyncOpOptions,
+): Steps<Tensor<FloatType>> {
+  const { plans, out, onDevice } = prepare(video, weights, options);
+  try {
+    for (const plan of plans) yield* (onDevice ? runOnDevice : runOnHost)(plan, options);
+  } catch (error) {
+    // A later matrix may fail when the result is no longer an unfinished call's.
+    if (options.out === undefined && out.location === 'cuda') out.dispose();
+    throw error;
   }
   return out;
 }
@@ -292,17 +327,23 @@ function* embed(
  * normalisation of the pixels, and for kept tokens only where `tokens` says so. The unfolded video is never stored.
  *
  * Several weight matrices with a tubelet each give their tokens one after the other (TubeViT's tubes of several sizes).
- * A token's result is bitwise that of `linear` on its normalised, unfolded pixels.
+ * On the host a token's result is bitwise that of `linear` on its normalised, unfolded pixels.
+ *
+ * On CUDA the weights are the matrices themselves, and their type says how it multiplies: bfloat16 and float16 on the
+ * tensor cores, with pixels rounded to that type once they are normalised, float32 in float32. Tensors may be on the
+ * device, all of them or none, and so is then the result. A matrix whose order is not that of the video's channels
+ * (`layout` and `weightOrder`) is copied for each call. The host packs a matrix for each call: give it packed where
+ * calls follow each other.
  *
  * @param video five dims as `layout` says; uint8, float32 or bfloat16
- * @param weights packed `[dim, inputs]` of any type, inputs in the order that `weightOrder` says
+ * @param weights `[dim, inputs]`, packed (of any type) or not, inputs in the order that `weightOrder` says
  * @returns `[batch, tokens, dim]`, tokens by time, row and column; with `tokens`, `[kept, dim]`
  * @throws HeddleError `ERR_ARGUMENT`, `ERR_SHAPE` (also where not one tubelet fits), `ERR_DTYPE`, `ERR_OPTION`,
  *   `ERR_VALUE`, `ERR_DISPOSED`, `ERR_MEMORY`, `ERR_BACKEND`, `ERR_ABORTED`
  */
 export async function patchEmbed(
   video: TensorLike,
-  weights: PackedMatrix | readonly PackedMatrix[],
+  weights: PatchWeights | readonly PatchWeights[],
   options: PatchEmbedOptions & AsyncOpOptions,
 ): Promise<Tensor<FloatType>> {
   return runAsync(embed(video, weights, options));
@@ -311,7 +352,7 @@ export async function patchEmbed(
 /** {@link patchEmbed} on the calling thread (and helpers, when `threads` > 1). */
 export function patchEmbedSync(
   video: TensorLike,
-  weights: PackedMatrix | readonly PackedMatrix[],
+  weights: PatchWeights | readonly PatchWeights[],
   options: PatchEmbedOptions & OpOptions,
 ): Tensor<FloatType> {
   return runSync(embed(video, weights, options));

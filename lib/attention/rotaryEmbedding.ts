@@ -1,3 +1,4 @@
+import { allocateAt, isOnDevice, placeOf } from '../device.ts';
 import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import {
@@ -12,7 +13,7 @@ import {
   optionInteger,
 } from '../op.ts';
 import { rotaryEmbeddingReference } from '../reference/attention/rotaryEmbedding.ts';
-import { allocate, asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, makeTensor, Tensor, type TensorLike } from '../tensor.ts';
 import { type IdArray, MAX_HEAD_DIM } from './options.ts';
 import { type RotaryScaling, rotaryFrequencies } from './rotaryFrequencies.ts';
 
@@ -122,11 +123,11 @@ function positionsOf(
   axes: number,
   batch: number,
   length: number,
-): { data: Int32Array; axisStride: number; batchStride: number } {
+): { tensor: Tensor<'int32'>; axisStride: number; batchStride: number } {
   const t =
     value instanceof Int32Array
       ? makeTensor('int32', value, [1, value.length])
-      : asTensor(value, 'positions', ['int32']);
+      : asTensor(value, 'positions', ['int32'], undefined, 'device');
   const d = axes === 1 && t.dims.length === 2 ? [1, ...t.dims] : t.dims;
   if (d.length !== 3 || d[0] !== axes || (d[1] !== batch && d[1] !== 1) || d[2] !== length) {
     const lead = axes === 1 ? '' : `${axes}, `;
@@ -135,13 +136,13 @@ function positionsOf(
       `positions: expected [${lead}${batch} or 1, ${length}], got [${t.dims.join(', ')}]`,
     );
   }
-  return { data: t.data, axisStride: d[1] * length, batchStride: d[1] === 1 ? 0 : length };
+  return { tensor: t, axisStride: d[1] * length, batchStride: d[1] === 1 ? 0 : length };
 }
 
 function prepare(x: TensorLike, options: RotaryEmbeddingOptions | undefined) {
   checkOptions(options, OPTIONS, 'rotaryEmbedding');
   const o = options ?? {};
-  const input = asTensor(x, 'x', FLOAT_TYPES, 4);
+  const input = asTensor(x, 'x', FLOAT_TYPES, 4, 'device');
   const [batch, length, heads, dim] = input.dims;
   if (dim < 2 || dim > MAX_HEAD_DIM) {
     throw new HeddleError('ERR_SHAPE', `x: the head dim must be 2 to ${MAX_HEAD_DIM}, got ${dim}`);
@@ -155,14 +156,19 @@ function prepare(x: TensorLike, options: RotaryEmbeddingOptions | undefined) {
     throw new HeddleError('ERR_OPTION', 'offset and positions exclude each other');
   }
   const positions = o.positions === undefined ? null : positionsOf(o.positions, layout.axes, batch, length);
+  const ids = positions?.tensor ?? null;
+  const place = placeOf('rotaryEmbedding', options, {
+    x: input,
+    // Positions on the CPU are copied to the device.
+    positions: ids !== null && isOnDevice(ids) ? ids : null,
+    out: o.out instanceof Tensor ? o.out : null,
+  });
   let out: Tensor<FloatType>;
   if (o.out === undefined) {
-    out = makeTensor(input.type, allocate(input.type, input.data.length), input.dims);
+    out = makeTensor(input.type, allocateAt(place, input.type, input.data.length), input.dims);
   } else {
-    out = asTensor(o.out, 'out', [input.type]);
-    const inputs: Tensor[] = [input];
-    if (positions) inputs.push(makeTensor('int32', positions.data, [positions.data.length]));
-    checkOut(out, input.dims, inputs, 'out');
+    out = asTensor(o.out, 'out', [input.type], undefined, place === 'cuda' ? 'device' : undefined);
+    checkOut(out, input.dims, [input, ids], 'out');
   }
   const args = [
     input.data,
@@ -171,7 +177,7 @@ function prepare(x: TensorLike, options: RotaryEmbeddingOptions | undefined) {
     length,
     heads,
     dim,
-    positions?.data ?? null,
+    ids?.data ?? null,
     positions?.axisStride ?? 0,
     positions?.batchStride ?? 0,
     offset,
@@ -194,7 +200,7 @@ function prepare(x: TensorLike, options: RotaryEmbeddingOptions | undefined) {
  * float64, so that positions of millions keep their accuracy.
  *
  * @param x `[batch, sequence, heads, dim]` float32, bfloat16 or float16, dim 2 to 512
- * @returns a tensor of the same type and dims
+ * @returns a tensor of the same type and dims, on the device when x is; positions may be there or not
  * @throws HeddleError `ERR_ARGUMENT`, `ERR_SHAPE`, `ERR_DTYPE`, `ERR_OPTION`, `ERR_BACKEND`, `ERR_ABORTED`
  */
 export async function rotaryEmbedding(

@@ -69,7 +69,7 @@ function withKernels(cases: Context['cases'], io: Context['io']): Context['cases
   const { ops } = cudaDevice();
   const lacking = new Set(cases.filter((c) => !(c.op in ops)).map((c) => c.op));
   if (lacking.size > 0) io.out(`without a CUDA kernel: ${[...lacking].join(', ')}`);
-  return cases.filter((c) => c.op in ops);
+  return cases.filter((c) => c.op in ops && c.cuda !== false);
 }
 
 export const verifyCommand: Command = {

@@ -2,13 +2,13 @@ import { backendOf, resolveBackend } from '../backend.ts';
 import { placeOf } from '../device.ts';
 import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
+import type { DeviceWeights } from '../gemm/deviceWeights.ts';
 import { outputTensor, weightOptions } from '../gemm/linear.ts';
 import { type AsyncOpOptions, call, callSync, checkOptions, type Op, type OpOptions } from '../op.ts';
 import type { Activation } from '../reference/gemm/activation.ts';
 import type { WeightType } from '../reference/gemm/quantize.ts';
 import { expertsForwardReference } from '../reference/moe/expertsForward.ts';
 import { asTensor, Tensor, type TensorLike } from '../tensor.ts';
-import type { DeviceBank } from './deviceExperts.ts';
 import type { ExpertData } from './expertReader.ts';
 import {
   biasLists,
@@ -256,7 +256,7 @@ export function prepareForward(
   ];
   if (weights.backend === 'cuda') {
     const parts = (b: object | null) => {
-      const { data, numbers } = (b ?? { data: null, numbers: null }) as DeviceBank;
+      const { data, numbers } = (b ?? { data: null, numbers: null }) as DeviceWeights;
       return [data, numbers];
     };
     return { op: deviceForwardOp, out, args: [...parts(bank), ...parts(sharedBank), ...rest] };

@@ -1,17 +1,18 @@
 import type { BackendName } from '../backend.ts';
-import { runAsync, runSync } from '../checkpoint/steps.ts';
+import { runAsync, runSync, type Steps, step } from '../checkpoint/steps.ts';
 import { Checkpoint, openCheckpoint } from '../checkpoint.ts';
-import type { FloatType } from '../dtype.ts';
-import { FLOAT_TYPES } from '../dtype.ts';
+import type { Location } from '../device.ts';
+import { FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { linear, linearSync, type WeightType } from '../gemm/linear.ts';
 import { type AsyncOpOptions, checkOptions, type OpOptions, optionInteger } from '../op.ts';
-import { asTensor, makeTensor, Tensor, type TensorLike } from '../tensor.ts';
+import { asTensor, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
 import { cachedForward } from './cachedForward.ts';
 import { moeBlock } from './config.ts';
+import { deviceForward } from './deviceForward.ts';
 import type { ExpertCacheStats } from './expertCache.ts';
 import { expertsForward, expertsForwardSync } from './experts.ts';
-import { LOAD_OPTIONS, type MoELayerOptions, type Parts, readParts } from './load.ts';
+import { disposeParts, LOAD_OPTIONS, type MoELayerOptions, type Parts, readParts } from './load.ts';
 import { type RouteTopKOptions, type Routing, routeTopK, routeTopKSync } from './routeTopK.ts';
 
 export type { MoELayerOptions };
@@ -25,6 +26,9 @@ export type { MoELayerOptions };
  * const y = await layer.forward(new Tensor('float32', x, [tokens, layer.hiddenSize]));
  * layer.dispose();
  * ```
+ *
+ * Loaded with `backend: 'cuda'`, the weights live on the device: a tensor there goes through the router, its experts and
+ * the shared ones without leaving it, and so is the result.
  */
 export class MoELayer {
   readonly modelType: string;
@@ -91,14 +95,25 @@ export class MoELayer {
     return router.bytes + experts.bytes + (shared?.bytes ?? 0) + (sharedGate?.bytes ?? 0);
   }
 
-  /** What `routeTopK` is called with. */
+  /** Where the weights are. */
+  get location(): Location {
+    return this.backend === 'cuda' ? 'cuda' : 'cpu';
+  }
+
+  /** What `routeTopK` is called with; tensors are on the CPU. */
   get routing(): RouteTopKOptions {
     return { ...this.parts.block.routing, selectionBias: this.parts.selectionBias };
   }
 
   private tokens(x: TensorLike): { flat: Tensor<FloatType>; dims: readonly number[] } {
     if (this.disposed) throw new HeddleError('ERR_DISPOSED', 'the MoE layer was disposed');
-    const t = asTensor(x, 'x', FLOAT_TYPES);
+    const t = asTensor(x, 'x', FLOAT_TYPES, undefined, 'device');
+    if (t.location === 'cuda' && this.backend !== 'cuda') {
+      throw new HeddleError(
+        'ERR_BACKEND',
+        `x is on cuda but the MoE layer was loaded for backend ${this.backend}; load it with backend 'cuda'`,
+      );
+    }
     const d = this.hiddenSize;
     if (t.dims.length < 1 || t.dims[t.dims.length - 1] !== d) {
       throw new HeddleError('ERR_SHAPE', `x: expected [..., ${d}], got [${t.dims.join(', ')}]`);
@@ -116,52 +131,54 @@ export class MoELayer {
     }
   }
 
-  /** Router logits, expert ids and weights of each token. `x` `[.., hidden]`; results `[tokens, …]`. */
+  /**
+   * Router logits, expert ids and weights of each token. `x` `[.., hidden]`; results `[tokens, …]`, where x is.
+   * @throws HeddleError as {@link forward}
+   */
   async route(x: TensorLike, options: AsyncOpOptions = {}): Promise<Routing & { logits: Tensor<'float32'> }> {
     const { flat } = this.tokens(x);
-    return this.hold(() => this.routeFlat(flat, { ...options, backend: this.backend }));
-  }
-
-  private async routeFlat(flat: Tensor<FloatType>, o: AsyncOpOptions) {
-    const logits = (await linear(flat, this.parts.router, {
-      ...o,
-      bias: this.parts.routerBias,
-    })) as Tensor<'float32'>;
-    return { ...(await routeTopK(logits, { ...this.routing, ...o })), logits };
+    return this.hold(() => runAsync(this.router(flat, options)));
   }
 
   /** {@link route} on the calling thread. */
   routeSync(x: TensorLike, options: OpOptions = {}): Routing & { logits: Tensor<'float32'> } {
     const { flat } = this.tokens(x);
+    return runSync(this.router(flat, options));
+  }
+
+  private *router(flat: Tensor<FloatType>, options: AsyncOpOptions) {
+    const { router, onDevice } = this.parts;
+    const biases = flat.location === 'cuda' ? (onDevice as NonNullable<typeof onDevice>) : this.parts;
     const o = { ...options, backend: this.backend };
-    const logits = linearSync(flat, this.parts.router, {
-      ...o,
-      bias: this.parts.routerBias,
-    }) as Tensor<'float32'>;
-    return { ...routeTopKSync(logits, { ...this.routing, ...o }), logits };
+    const product = { ...o, bias: biases.routerBias };
+    const logits = (yield* step(
+      () => linearSync(flat, router, product),
+      () => linear(flat, router, product),
+    )) as Tensor<'float32'>;
+    try {
+      const choice = { ...this.routing, ...o, selectionBias: biases.selectionBias };
+      const routing = yield* step(
+        () => routeTopKSync(logits, choice),
+        () => routeTopK(logits, choice),
+      );
+      return { ...routing, logits };
+    } catch (error) {
+      logits.dispose();
+      throw error;
+    }
   }
 
   /**
    * The block's output, shared experts included.
    * @param x `[.., hidden]` float32, bfloat16 or float16
-   * @returns the same dims and type as x
-   * @throws HeddleError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DISPOSED`, `ERR_MEMORY`, `ERR_ABORTED`; with a `memoryBudget`
-   *   also `ERR_CHECKPOINT` when an expert cannot be read: later forwards are not affected
+   * @returns the same dims and type as x, where x is
+   * @throws HeddleError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DISPOSED`, `ERR_MEMORY`, `ERR_ABORTED`, `ERR_BACKEND` for x on the
+   *   device and a layer that is not; with a `memoryBudget` also `ERR_CHECKPOINT` when an expert cannot be read: later
+   *   forwards are not affected
    */
   async forward(x: TensorLike, options: AsyncOpOptions = {}): Promise<Tensor<FloatType>> {
     const { flat, dims } = this.tokens(x);
-    const o = { ...options, backend: this.backend };
-    return this.hold(async () => {
-      const routing = await this.routeFlat(flat, o);
-      const { experts, cache, shared, sharedGate: gate } = this.parts;
-      const open = gate && (await linear(flat, gate, { ...o, activation: 'sigmoid' }));
-      const forward = { shared, sharedGate: flatten(open), outType: flat.type };
-      const y =
-        cache === undefined
-          ? await expertsForward(flat, routing, experts, { ...o, ...forward })
-          : await runAsync(cachedForward(cache, flat, routing, forward, o));
-      return makeTensor(y.type, y.data, dims);
-    });
+    return this.hold(() => runAsync(this.block(flat, dims, options)));
   }
 
   /**
@@ -170,16 +187,54 @@ export class MoELayer {
    */
   forwardSync(x: TensorLike, options: OpOptions = {}): Tensor<FloatType> {
     const { flat, dims } = this.tokens(x);
-    const o = { ...options, backend: this.backend };
-    const routing = this.routeSync(flat, o);
-    const { experts, cache, shared, sharedGate: gate } = this.parts;
-    const open = gate && linearSync(flat, gate, { ...o, activation: 'sigmoid' });
-    const forward = { shared, sharedGate: flatten(open), outType: flat.type };
-    const y =
-      cache === undefined
-        ? expertsForwardSync(flat, routing, experts, { ...o, ...forward })
-        : runSync(cachedForward(cache, flat, routing, forward, o));
+    return runSync(this.block(flat, dims, options));
+  }
+
+  private *block(
+    x: Tensor<FloatType>,
+    dims: readonly number[],
+    options: AsyncOpOptions,
+  ): Steps<Tensor<FloatType>> {
+    const y = yield* this.backend === 'cuda' ? this.onDevice(x, options) : this.onHost(x, options);
     return makeTensor(y.type, y.data, dims);
+  }
+
+  private *onHost(x: Tensor<FloatType>, options: AsyncOpOptions): Steps<Tensor<FloatType>> {
+    const { experts, cache, shared, sharedGate: gate } = this.parts;
+    const o = { ...options, backend: this.backend };
+    const routing = yield* this.router(x, o);
+    let open: Tensor | undefined;
+    if (gate !== undefined) {
+      const sigmoid = { ...o, activation: 'sigmoid' as const };
+      const product = yield* step(
+        () => linearSync(x, gate, sigmoid),
+        () => linear(x, gate, sigmoid),
+      );
+      open = product.reshape([product.size]);
+    }
+    const forward = { shared, sharedGate: open, outType: x.type };
+    if (cache !== undefined) return yield* cachedForward(cache, x, routing, forward, o);
+    const all = { ...o, ...forward };
+    return yield* step(
+      () => expertsForwardSync(x, routing, experts, all),
+      () => expertsForward(x, routing, experts, all),
+    );
+  }
+
+  private *onDevice(x: Tensor<FloatType>, options: AsyncOpOptions): Steps<Tensor<FloatType>> {
+    if (x.location === 'cuda') return yield* deviceForward(this.parts, this.routing, x, options);
+    const { signal } = options;
+    const there = yield* moved(x, 'cuda', signal);
+    try {
+      const y = yield* deviceForward(this.parts, this.routing, there, options);
+      try {
+        return yield* moved(y, 'cpu', signal);
+      } finally {
+        y.dispose();
+      }
+    } finally {
+      there.dispose();
+    }
   }
 
   /**
@@ -192,12 +247,13 @@ export class MoELayer {
   }
 
   private free(): void {
-    const { router, experts, cache, shared, sharedGate } = this.parts;
-    for (const part of [router, cache ?? experts, shared, sharedGate]) part?.dispose();
+    disposeParts(this.parts);
   }
 }
 
-/** `[tokens, 1]` as `[tokens]`. */
-function flatten(t: Tensor<FloatType> | undefined): Tensor | undefined {
-  return t === undefined ? undefined : new Tensor('float32', t.data as Float32Array, [t.size]);
+function moved(t: Tensor<FloatType>, to: Location, signal?: AbortSignal): Steps<Tensor<FloatType>> {
+  return step(
+    () => t.toSync(to),
+    () => t.to(to, { signal }),
+  );
 }

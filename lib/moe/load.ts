@@ -1,5 +1,6 @@
-import type { BackendName } from '../backend.ts';
+import { type BackendName, backendOf, resolveBackend } from '../backend.ts';
 import type { Checkpoint } from '../checkpoint.ts';
+import { HeddleError } from '../errors.ts';
 import { type PackedMatrix, packMatrix, type WeightType } from '../gemm/linear.ts';
 import { type AsyncOpOptions, call, optionInteger } from '../op.ts';
 import type { Tensor } from '../tensor.ts';
@@ -34,9 +35,14 @@ export interface MoELayerOptions {
    * Most bytes of packed experts at any time. Experts then stay in the checkpoint, which is kept open, and are read
    * and packed on first use; the least recently used go when room is needed. Shared experts and the router are
    * always packed and not counted, nor is the rounding to memory pages; beside the budget, the weights of up to two
-   * experts as the file has them are in memory while experts are packed. Must hold at least one expert. Default: all experts are packed by `load`.
+   * experts as the file has them are in memory while experts are packed. Must hold at least one expert. Not for backend
+   * cuda. Default: all experts are packed by `load`.
    */
   memoryBudget?: number;
+  /**
+   * `'cuda'`: the weights are packed on the host, which holds one expert at a time, and live on the device; the layer then
+   * takes tensors there, and on the host.
+   */
   backend?: 'auto' | BackendName;
   threads?: number;
   signal?: AbortSignal;
@@ -69,6 +75,15 @@ export interface Parts {
   cache?: ExpertCache;
   shared?: ExpertWeights;
   sharedGate?: PackedMatrix;
+  /** Backend cuda: the biases there. */
+  onDevice?: Pick<Parts, 'routerBias' | 'selectionBias'>;
+}
+
+/** Frees what parts hold outside the garbage collector. */
+export function disposeParts(parts: Partial<Parts>): void {
+  const { router, experts, cache, shared, sharedGate, onDevice } = parts;
+  for (const part of [router, cache ?? experts, shared, sharedGate]) part?.dispose();
+  for (const bias of [onDevice?.routerBias, onDevice?.selectionBias]) bias?.dispose();
 }
 
 /**
@@ -88,6 +103,13 @@ export async function readParts(
     options.memoryBudget === undefined
       ? undefined
       : optionInteger(options.memoryBudget, 1, Number.MAX_SAFE_INTEGER, 'memoryBudget');
+  const onDevice = backendOf(resolveBackend(options.backend)) === 'cuda';
+  if (onDevice && budget !== undefined) {
+    throw new HeddleError(
+      'ERR_OPTION',
+      'memoryBudget is for the host: on backend cuda all experts are on the device',
+    );
+  }
   const total = 2 + (budget === undefined ? count : 0) + (tensors.shared ? 1 : 0);
   let done = 0;
   const step = (stage: string) => options.onProgress?.({ done: ++done, total, stage });
@@ -105,9 +127,19 @@ export async function readParts(
     const shape = { experts: count, hidden: d, intermediate: f, gated: true };
     const { symmetric, search, calibration } = options;
     const packing = { ...block.activation, symmetric, search, calibration };
-    parts.experts = new ExpertWeights(shape, packing, type, group, options.backend);
-    if (budget !== undefined) parts.cache = new ExpertCache(parts.experts, reader, budget, own);
-    else await packAll(parts.experts, reader, op, step);
+    const experts = new ExpertWeights(shape, packing, type, group, onDevice ? 'cpu' : options.backend);
+    parts.experts = experts;
+    if (budget !== undefined) parts.cache = new ExpertCache(experts, reader, budget, own);
+    else if (!onDevice) await packAll(experts, reader, op, step);
+    else {
+      const pack = (packed: (expert: number) => Promise<void>) => packAll(experts, reader, op, step, packed);
+      parts.experts = await experts.throughHost(pack, { threads: options.threads, signal });
+      experts.dispose();
+      const place = async (bias: Tensor<'float32'> | undefined) =>
+        bias && (await bias.to('cuda', { signal }));
+      parts.onDevice = { routerBias: await place(parts.routerBias) };
+      parts.onDevice.selectionBias = await place(parts.selectionBias);
+    }
 
     if (tensors.shared) {
       const { intermediateSize: size } = tensors.shared;
@@ -125,17 +157,18 @@ export async function readParts(
     step('packed');
     return { ...parts, block, experts: parts.experts };
   } catch (error) {
-    for (const handle of [router, parts.experts, parts.shared, parts.sharedGate]) handle?.dispose();
+    disposeParts({ ...parts, cache: undefined });
     throw error;
   }
 }
 
-/** All experts one after the other, each read while the one before is packed. */
+/** All experts one after the other, each read while the one before is packed and then taken by `packed`. */
 async function packAll(
   weights: ExpertWeights,
   reader: ExpertReader,
   options: AsyncOpOptions,
   step: (stage: string) => void,
+  packed?: (expert: number) => Promise<void>,
 ): Promise<void> {
   const start = (expert: number): Promise<ExpertData> => {
     const reading = reader.read(expert, options.signal);
@@ -152,6 +185,7 @@ async function packAll(
     } catch (error) {
       throw reader.failure(e, error);
     }
+    await packed?.(e);
     step(`expert ${e}`);
   }
   weights.account();

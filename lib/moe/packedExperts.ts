@@ -1,18 +1,26 @@
 import type { Addon } from '../backend.ts';
 import { runAsync, runSync } from '../checkpoint/steps.ts';
-import type { Location } from '../device.ts';
-import { HeddleError } from '../errors.ts';
+import type { DeviceData, Location } from '../device.ts';
+import { checkCopy, copyWeights, DeviceCopy, type DeviceWeights } from '../gemm/deviceWeights.ts';
 import { WEIGHT_CODE } from '../gemm/linear.ts';
 import { meanSquareOf, type RoundingOptions, roundingOf } from '../gemm/weights.ts';
 import { Handle } from '../handle.ts';
-import { type AsyncOpOptions, checkOptions, type OpOptions, optionChoice, optionNumber } from '../op.ts';
+import {
+  type AsyncOpOptions,
+  checkOptions,
+  type Op,
+  type OpOptions,
+  optionChoice,
+  optionNumber,
+} from '../op.ts';
 import { ACTIVATIONS, type Activation } from '../reference/gemm/activation.ts';
 import type { WeightType } from '../reference/gemm/quantize.ts';
 import type { ReferenceBank } from '../reference/moe/expertsForward.ts';
 import type { TensorLike } from '../tensor.ts';
-import { copyExperts, type DeviceBank } from './deviceExperts.ts';
 import type { BankShape, ExpertBiases } from './expertSources.ts';
 import type { ExpertScales } from './expertWeights.ts';
+
+const layoutOp: Op = { name: 'layoutExpert', reference: () => -3 };
 
 const CALIBRATION_KEYS: ReadonlySet<string> = new Set(['hidden', 'intermediate']);
 
@@ -67,7 +75,7 @@ export class ExpertWeights extends Handle<ReferenceBank> {
     type: WeightType,
     group: number,
     backend: OpOptions['backend'],
-    device?: DeviceBank,
+    device?: DeviceWeights,
   ) {
     const activation = optionChoice(options.activation, ACTIVATIONS, 'silu', 'activation');
     const alpha = optionNumber(options.alpha, -Infinity, 1.702, 'alpha');
@@ -137,21 +145,36 @@ export class ExpertWeights extends Handle<ReferenceBank> {
   }
 
   private copy(location: Location, options: Pick<AsyncOpOptions, 'threads' | 'signal'>) {
-    if (location !== 'cpu' && location !== 'cuda') {
-      throw new HeddleError('ERR_OPTION', `location must be 'cpu' or 'cuda', got '${String(location)}'`);
-    }
-    if (this.backend !== 'cpu') {
-      throw new HeddleError(
-        'ERR_BACKEND',
-        `the expert weights were packed for backend ${this.backend}: only those of backend cpu can be copied, to cuda`,
-      );
-    }
-    const addon = this.addon as Addon;
-    const bytes = (addon['expertImageBytes'] as unknown as (h: object) => number)(this.use(undefined));
-    return copyExperts(() => this.use(undefined), this.experts, bytes, options);
+    checkCopy(location, this.backend, 'expert weights');
+    return copyWeights(this.deviceCopy(), this.experts, layoutOp, (e) => [this.use(undefined), e], options);
   }
 
-  private onDevice(data: DeviceBank['data']): ExpertWeights {
+  private deviceCopy(): DeviceCopy {
+    const bytes = (this.addon as Addon)['expertImageBytes'] as unknown as (h: object) => number;
+    return new DeviceCopy(this.experts, () => bytes(this.use(undefined)));
+  }
+
+  /**
+   * @internal The weights on the device, where the experts are packed one at a time and these, empty, hold that one.
+   * @param pack fills the slots in order, and waits for `packed` behind each
+   */
+  async throughHost(
+    pack: (packed: (expert: number) => Promise<void>) => Promise<void>,
+    options: Pick<AsyncOpOptions, 'threads' | 'signal'>,
+  ): Promise<ExpertWeights> {
+    const copy = this.deviceCopy();
+    try {
+      await pack(async (e) => {
+        await runAsync(copy.add(e, layoutOp, () => [this.use(undefined), e], options));
+        this.evict(e);
+      });
+      return this.onDevice(copy.take());
+    } finally {
+      copy.release();
+    }
+  }
+
+  private onDevice(data: DeviceData): ExpertWeights {
     const {
       experts,
       hiddenSize: hidden,
@@ -208,7 +231,7 @@ export class ExpertWeights extends Handle<ReferenceBank> {
   }
 
   protected override release(addon: Addon, data: object): void {
-    if (this.backend === 'cuda') (data as DeviceBank).data.release();
+    if (this.backend === 'cuda') (data as DeviceWeights).data.release();
     else (addon['releaseBank'] as unknown as (h: object) => void)(data);
   }
 }

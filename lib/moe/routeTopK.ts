@@ -91,10 +91,13 @@ export function routingResult(
   if (out === undefined) {
     const n = tokens * k;
     if (place === 'cuda') {
-      return {
-        indices: makeTensor('int32', allocateAt(place, 'int32', n), dims),
-        weights: makeTensor('float32', allocateAt(place, 'float32', n), [tokens, k]),
-      };
+      const indices = makeTensor('int32', allocateAt(place, 'int32', n), dims);
+      try {
+        return { indices, weights: makeTensor('float32', allocateAt(place, 'float32', n), [tokens, k]) };
+      } catch (error) {
+        indices.dispose();
+        throw error;
+      }
     }
     // A token's results share one buffer: making two costs more than routing it.
     const shared = n <= SHARED_RESULT ? new ArrayBuffer(8 * n) : null;
@@ -163,7 +166,11 @@ function checkGroups(groups: ExpertGroups, experts: number, k: number): [number,
   return [count, keep, top2];
 }
 
-function prepare(logits: TensorLike, options: RouteTopKOptions): { args: unknown[]; result: Routing } {
+/** @internal Checks the arguments and makes the result. */
+export function prepareRoute(
+  logits: TensorLike,
+  options: RouteTopKOptions,
+): { args: unknown[]; result: Routing } {
   checkOptions(options, ROUTE_OPTIONS, 'routeTopK');
   const l = checkLogits(logits, 'device');
   const tokens = l.dims[0];
@@ -263,14 +270,14 @@ export async function routeTopK(
   logits: TensorLike,
   options: RouteTopKOptions & AsyncOpOptions,
 ): Promise<Routing> {
-  const { args, result } = prepare(logits, options);
+  const { args, result } = prepareRoute(logits, options);
   await call(op, args, options);
   return result;
 }
 
 /** {@link routeTopK} on the calling thread (and helpers, when `threads` > 1). */
 export function routeTopKSync(logits: TensorLike, options: RouteTopKOptions & OpOptions): Routing {
-  const { args, result } = prepare(logits, options);
+  const { args, result } = prepareRoute(logits, options);
   callSync(op, args, options);
   return result;
 }

@@ -1,14 +1,15 @@
+import { placeOf } from '../device.ts';
 import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { type AsyncOpOptions, call, callSync, checkOptions, type Op, type OpOptions } from '../op.ts';
 import { addResidualReference } from '../reference/nn/elementwise.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
-import { elementwiseOutput, optionalLike } from './outputs.ts';
+import { elementwiseOutput, givenTensor, optionalLike } from './outputs.ts';
 
 export interface AddResidualOptions {
   /**
    * α of a gate tanh(α) on y (LongViViT, Flamingo): a number, or float32 `[1]` or `[width]`. α = 0 closes it. Default: no
-   * gate.
+   * gate. On the CPU, wherever x is.
    */
   gate?: number | TensorLike;
   /** May be x or y itself. */
@@ -35,11 +36,12 @@ function gateOf(gate: number | TensorLike | undefined, width: number): Float32Ar
 
 function prepare(x: TensorLike, y: TensorLike, options: AddResidualOptions | undefined) {
   checkOptions(options, OPTIONS, 'addResidual');
-  const stream = asTensor(x, 'x', FLOAT_TYPES);
-  const added = optionalLike(y ?? null, stream, 'y') as Tensor<FloatType>;
+  const stream = asTensor(x, 'x', FLOAT_TYPES, undefined, 'device');
+  const added = optionalLike(y ?? null, stream, 'y', 'device') as Tensor<FloatType>;
   const width = stream.dims.length === 0 ? 1 : stream.dims[stream.dims.length - 1];
   const gate = gateOf(options?.gate, width);
-  const out = elementwiseOutput(options?.out, stream.type, stream.dims, [stream, added], [], 'out');
+  const place = placeOf('addResidual', options, { x: stream, y: added, out: givenTensor(options?.out) });
+  const out = elementwiseOutput(options?.out, stream.type, stream.dims, [stream, added], [], 'out', place);
   const rows = width === 0 ? 0 : stream.size / width;
   const args = [
     stream.data,
@@ -60,7 +62,7 @@ function prepare(x: TensorLike, y: TensorLike, options: AddResidualOptions | und
  *
  * @param x `[..., width]` float32, bfloat16 or float16
  * @param y the type and dims of x
- * @returns the type and dims of x, rounded once
+ * @returns the type and dims of x, rounded once, on the device when x is
  * @throws HeddleError `ERR_ARGUMENT`, `ERR_SHAPE`, `ERR_DTYPE`, `ERR_OPTION`, `ERR_BACKEND`, `ERR_ABORTED`
  */
 export async function addResidual(

@@ -1,3 +1,4 @@
+import { placeOf } from '../device.ts';
 import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import {
   type AsyncOpOptions,
@@ -10,7 +11,7 @@ import {
 } from '../op.ts';
 import { geluReference } from '../reference/nn/elementwise.ts';
 import { asTensor, type Tensor, type TensorLike } from '../tensor.ts';
-import { elementwiseOutput } from './outputs.ts';
+import { elementwiseOutput, givenTensor } from './outputs.ts';
 
 export interface GeluOptions {
   /** `'none'`: with the error function. `'tanh'`: 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))). Default `'none'`. */
@@ -25,9 +26,10 @@ const op: Op = { name: 'gelu', reference: geluReference };
 
 function prepare(x: TensorLike, options: GeluOptions | undefined) {
   checkOptions(options, OPTIONS, 'gelu');
-  const input = asTensor(x, 'x', FLOAT_TYPES);
+  const input = asTensor(x, 'x', FLOAT_TYPES, undefined, 'device');
   const form = optionChoice(options?.approximate, ['none', 'tanh'], 'none', 'approximate');
-  const out = elementwiseOutput(options?.out, input.type, input.dims, [input], [], 'out');
+  const place = placeOf('gelu', options, { x: input, out: givenTensor(options?.out) });
+  const out = elementwiseOutput(options?.out, input.type, input.dims, [input], [], 'out', place);
   const args = [input.data, DTYPE_CODE[input.type], input.size, form === 'tanh', out.data];
   return { args, out };
 }
@@ -37,7 +39,7 @@ function prepare(x: TensorLike, options: GeluOptions | undefined) {
  * product it costs nothing as `linear(…, { activation: 'gelu' | 'gelu-tanh' })`.
  *
  * @param x any dims, float32, bfloat16 or float16
- * @returns the type and dims of x
+ * @returns the type and dims of x, on the device when x is
  * @throws HeddleError `ERR_ARGUMENT`, `ERR_SHAPE`, `ERR_DTYPE`, `ERR_OPTION`, `ERR_BACKEND`, `ERR_ABORTED`
  */
 export async function gelu(

@@ -1,3 +1,4 @@
+import { allocateAt, type Location, placeOf } from '../device.ts';
 import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import {
   type AsyncOpOptions,
@@ -13,7 +14,7 @@ import {
 } from '../op.ts';
 import { normReference } from '../reference/nn/norm.ts';
 import { asTensor, type DType, makeTensor, type Tensor, type TensorLike } from '../tensor.ts';
-import { elementwiseOutput, optionalLike, optionalVector, rowsOf } from './outputs.ts';
+import { elementwiseOutput, givenTensor, optionalLike, optionalVector, rowsOf } from './outputs.ts';
 
 /** What {@link layerNorm} and {@link rmsNorm} return. */
 export interface NormResult {
@@ -78,9 +79,10 @@ function statistics(
   rows: number,
   inputs: readonly (Tensor<DType> | null)[],
   name: string,
+  place: Location,
 ): Tensor<'float32'> {
-  if (given === undefined) return makeTensor('float32', new Float32Array(rows), dims);
-  const t = asTensor(given, name, ['float32']);
+  if (given === undefined) return makeTensor('float32', allocateAt(place, 'float32', rows), dims);
+  const t = asTensor(given, name, ['float32'], undefined, place === 'cuda' ? 'device' : undefined);
   checkOut(t, dims, inputs, name);
   return t;
 }
@@ -93,33 +95,43 @@ function prepare(
   checkOptions(options, kind === 'layer' ? LAYER_OPTIONS : RMS_OPTIONS, `${kind}Norm`);
   const o = options ?? {};
   checkOptions(o.out, OUTPUTS, `out of ${kind}Norm`);
-  const input = asTensor(x, 'x', FLOAT_TYPES);
+  const input = asTensor(x, 'x', FLOAT_TYPES, undefined, 'device');
   const [rows, width] = rowsOf(input, 'x');
-  const weight = optionalVector(o.weight, width, 'weight');
-  const bias = optionalVector(o.bias, width, 'bias');
-  const residual = optionalLike(o.residual, input, 'residual');
+  const weight = optionalVector(o.weight, width, 'weight', 'device');
+  const bias = optionalVector(o.bias, width, 'bias', 'device');
+  const residual = optionalLike(o.residual, input, 'residual', 'device');
   const unitOffset = optionFlag(o.unitOffset, false, 'unitOffset');
   const epsilon = optionNumber(o.epsilon, 0, EPSILON[kind], 'epsilon');
   const outType = optionChoice(o.outType, FLOAT_TYPES, input.type, 'outType');
 
+  const place = placeOf(`${kind}Norm`, options, {
+    x: input,
+    residual,
+    weight,
+    bias,
+    'out.output': givenTensor(o.out?.output),
+    'out.sum': givenTensor(o.out?.sum),
+    'out.mean': givenTensor(o.out?.mean),
+    'out.rstd': givenTensor(o.out?.rstd),
+  });
   const streams = [input, residual];
   const vectors = [weight, bias];
-  const output = elementwiseOutput(o.out?.output, outType, input.dims, streams, vectors, 'out.output');
+  const output = elementwiseOutput(o.out?.output, outType, input.dims, streams, vectors, 'out.output', place);
   const result: NormResult = { output };
   const written: (Tensor<DType> | null)[] = [...streams, ...vectors, output];
   if (optionFlag(o.returnSum, false, 'returnSum') || o.out?.sum !== undefined) {
     const others = [...vectors, output];
-    result.sum = elementwiseOutput(o.out?.sum, input.type, input.dims, streams, others, 'out.sum');
+    result.sum = elementwiseOutput(o.out?.sum, input.type, input.dims, streams, others, 'out.sum', place);
     written.push(result.sum);
   }
   const wanted = optionFlag(o.returnStatistics, false, 'returnStatistics');
   const dims = input.dims.slice(0, -1);
   if (kind === 'layer' && (wanted || o.out?.mean !== undefined)) {
-    result.mean = statistics(o.out?.mean, dims, rows, written, 'out.mean');
+    result.mean = statistics(o.out?.mean, dims, rows, written, 'out.mean', place);
     written.push(result.mean);
   }
   if (wanted || o.out?.rstd !== undefined) {
-    result.rstd = statistics(o.out?.rstd, dims, rows, written, 'out.rstd');
+    result.rstd = statistics(o.out?.rstd, dims, rows, written, 'out.rstd', place);
   }
   const args = [
     kind === 'layer',
@@ -148,7 +160,7 @@ function prepare(
  * One read and one write of memory. Arithmetic in float32, exact in v whatever its mean; a NaN or infinity in a row makes
  * that row NaN. Each row is bitwise the same alone, in any batch and on any number of threads.
  *
- * @param x `[..., width]` float32, bfloat16 or float16
+ * @param x `[..., width]` float32, bfloat16 or float16; on the device with all other tensors, or none
  * @throws HeddleError `ERR_ARGUMENT`, `ERR_SHAPE`, `ERR_DTYPE`, `ERR_OPTION`, `ERR_BACKEND`, `ERR_ABORTED`
  */
 export async function layerNorm(
@@ -171,7 +183,7 @@ export function layerNormSync(x: TensorLike, options?: LayerNormOptions & OpOpti
  * RMS normalisation (Zhang and Sennrich 2019) over the last axis: with v = x + residual,
  * `v / sqrt(mean(v^2) + epsilon) * weight`. Otherwise as {@link layerNorm}.
  *
- * @param x `[..., width]` float32, bfloat16 or float16
+ * @param x `[..., width]` float32, bfloat16 or float16; on the device with all other tensors, or none
  * @throws HeddleError `ERR_ARGUMENT`, `ERR_SHAPE`, `ERR_DTYPE`, `ERR_OPTION`, `ERR_BACKEND`, `ERR_ABORTED`
  */
 export async function rmsNorm(x: TensorLike, options?: RmsNormOptions & AsyncOpOptions): Promise<NormResult> {

@@ -1,16 +1,8 @@
+import { allocateAt, type Location } from '../device.ts';
 import type { FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import { checkOut } from '../op.ts';
-import {
-  allocate,
-  asTensor,
-  checkDims,
-  type DType,
-  makeTensor,
-  product,
-  type Tensor,
-  type TensorLike,
-} from '../tensor.ts';
+import { asTensor, checkDims, type DType, makeTensor, product, Tensor, type TensorLike } from '../tensor.ts';
 
 function sameMemory(a: Tensor<DType>, b: Tensor<DType>): boolean {
   return a.type === b.type && a.data.byteOffset === b.data.byteOffset && a.data.length === b.data.length;
@@ -18,7 +10,7 @@ function sameMemory(a: Tensor<DType>, b: Tensor<DType>): boolean {
 
 /**
  * The output of an op that works element by element: a fresh tensor, or the one given, which may be one of `inPlace`
- * itself but may not otherwise overlap them or `others`.
+ * itself but may not otherwise overlap them or `others`. `place`: where the op computes.
  */
 export function elementwiseOutput(
   given: TensorLike | undefined,
@@ -27,37 +19,40 @@ export function elementwiseOutput(
   inPlace: readonly (Tensor<DType> | null)[],
   others: readonly (Tensor<DType> | null)[],
   name: string,
+  place: Location = 'cpu',
 ): Tensor<FloatType> {
   if (given === undefined) {
     const count = product(dims);
-    return makeTensor(type, allocate(type, count), dims);
+    return makeTensor(type, allocateAt(place, type, count), dims);
   }
-  const out = asTensor(given, name, [type]);
+  const out = asTensor(given, name, [type], undefined, place === 'cuda' ? 'device' : undefined);
   const apart = inPlace.filter((t) => t === null || t.data.buffer !== out.data.buffer || !sameMemory(t, out));
   checkOut(out, dims, [...apart, ...others], name);
   return out;
 }
 
-/** A float32 vector of `width` elements, or null. */
+/** A float32 vector of `width` elements, or null; `device`: as `asTensor` takes it. */
 export function optionalVector(
   value: TensorLike | undefined,
   width: number,
   name: string,
+  device?: 'device',
 ): Tensor<'float32'> | null {
   if (value === undefined) return null;
-  const t = asTensor(value, name, ['float32']);
+  const t = asTensor(value, name, ['float32'], undefined, device);
   checkDims(t, [width], name);
   return t;
 }
 
-/** A tensor of x's type and dims, or null. */
+/** A tensor of x's type and dims, or null; `device` as for `asTensor`. */
 export function optionalLike(
   value: TensorLike | undefined,
   x: Tensor<FloatType>,
   name: string,
+  device?: 'device',
 ): Tensor<FloatType> | null {
   if (value === undefined) return null;
-  const t = asTensor(value, name, [x.type]);
+  const t = asTensor(value, name, [x.type], undefined, device);
   checkDims(t, x.dims, name, 'x');
   return t;
 }
@@ -72,4 +67,9 @@ export function rowsOf(x: Tensor<FloatType>, name: string): [rows: number, width
     );
   }
   return [x.size / width, width];
+}
+
+/** `out` as given, for `placeOf`; what is no Tensor of heddle's is on the CPU. */
+export function givenTensor(value: TensorLike | undefined): Tensor | null {
+  return value instanceof Tensor ? value : null;
 }

@@ -7,7 +7,7 @@ struct UnitScratch {
 };
 
 HEDDLE_INLINE UnitScratch unit_scratch(const AttentionProblem& p, int64_t block, float* base) {
-  const int64_t rows = (block * p.group() + kRows - 1) / kRows;  // in whole micro-kernels
+  const int64_t rows = (block * p.group() + kRows - 1) / kRows;  // in micro-kernels
   const int panel = panel_keys(p.head_dim, p.value_dim), columns = whole_columns(p.value_dim);
   UnitScratch u;
   int64_t at = 0;
@@ -128,56 +128,7 @@ HEDDLE_INLINE float row_max(const float* s, const Run* runs, int run_count) {
   return reduce_max(max(a, b));
 }
 
-// One micro-kernel's rows over one panel.
-HEDDLE_INLINE void attend_rows(const AttentionProblem& p, const Sequence& s, const Panel& panel, const UnitScratch& m,
-                               const RowView* rows, int count, int64_t first, bool transform) {
-  Run runs[kMaxPanel / kSub];
-  int run_count = 0;
-  for (int sub = 0; sub < panel.size / kSub; ++sub) {
-    if (!(panel.packed >> sub & 1) || !sub_is_seen(p, s, rows, count, panel.key + sub * kSub)) continue;
-    if (run_count && runs[run_count - 1].end == sub) {
-      ++runs[run_count - 1].end;
-    } else {
-      runs[run_count++] = {sub, sub + 1};
-    }
-  }
-  if (!run_count) return;
-  const int64_t stride = whole_columns(p.value_dim), left = s.keys - panel.key;
-  const int limit = left < panel.size ? static_cast<int>(left) : panel.size;
-  with_rows<kRows>(count, ScoresCall{m.query + first / kRows * p.head_dim * kRowStride, m.keys, p.head_dim, runs, run_count,
-                                     limit, m.scores, {}});
-  const float factor = transform ? kLog2e : p.scale * kLog2e;
-  alignas(64) float alpha[kRowStride] = {}, shift[kRowStride] = {}, sum[kRowStride] = {};
-  for (int r = 0; r < count; ++r) {
-    float* row = m.scores + r * kScoreStride;
-    const KeyRange whole{panel.key + runs[0].begin * kSub, panel.key + runs[run_count - 1].end * kSub};
-    if (transform || rows[r].range.lo > whole.lo || rows[r].range.hi < whole.hi) {
-      for (int n = 0; n < run_count; ++n) {
-        for (int sub = runs[n].begin; sub < runs[n].end; ++sub) mask_sub(p, s, rows[r], transform, panel.key, sub, row);
-      }
-    }
-    const float top = row_max(row, runs, run_count) * factor, before = m.shift[first + r];
-    shift[r] = top > before ? top : before;
-    alpha[r] = before - (shift[r] == kNegInf ? 0.0f : shift[r]);
-  }
-  for (int r = 0; r < kRowStride; r += W) store(alpha + r, exp2_lanes(load(alpha + r)));
-  for (int r = 0; r < count; ++r) {
-    float* row = m.scores + r * kScoreStride;
-    sum[r] = exp_row(row, runs, run_count, factor, shift[r] == kNegInf ? 0.0f : shift[r]);
-    if (s.keys == 1) set_only_weight(row, &sum[r]);
-    m.shift[first + r] = shift[r];
-    m.total[first + r] = m.total[first + r] * alpha[r] + sum[r];
-  }
-  float* sums = m.sums + first * stride;
-  if (panel.finite) {
-    with_rows<kRows>(count, ValuesCall{m.scores, m.values, panel.size, p.value_dim, runs, run_count, limit, alpha, sums, stride});
-    return;
-  }
-  for (int c = 0; c < p.value_dim; c += kColumns) {
-    careful_value_tile(count, m.scores, m.values + int64_t{c} * panel.size, runs, run_count, alpha, sums + c,
-                      stride);
-  }
-}
+#include "attention/panel_rows-inl.h"
 
 // Mean of all values of a sequence, for emptyRows 'uniform'.
 HEDDLE_INLINE void mean_value(const AttentionProblem& p, const AttentionUnit& u, float* mean) {
@@ -239,20 +190,27 @@ HEDDLE_INLINE RowView view_row(const AttentionProblem& p, const AttentionUnit& u
   return {i, static_cast<int32_t>(u.key_head * group + row % group), key_range(p, u.sequence, i)};
 }
 
-// Packs q and clears the sums.
+// Rows [begin, end) of a unit that one micro-kernel takes: groups of equal height, 64 rows as 5 x 13 and not 4 x 14 + 8.
+struct RowGroups {
+  int64_t count, groups;
+  explicit RowGroups(int64_t rows) : count(rows), groups((rows + kRows - 1) / kRows) {}
+  int64_t begin(int64_t g) const { return count * g / groups; }
+};
+
+// Packs q; the sums begin with a group's first panel.
 HEDDLE_INLINE void start_unit(const AttentionProblem& p, const AttentionUnit& u, const UnitScratch& m) {
-  const int64_t count = (u.end - u.begin) * p.group(), columns = whole_columns(p.value_dim);
+  const RowGroups x((u.end - u.begin) * p.group());
   const Vectors queries{p.query, p.type, p.query_stride[3], p.head_dim};
-  for (int64_t r = 0; r < count; r += kRows) {
+  for (int64_t g = 0; g < x.groups; ++g) {
     int64_t at[kRowStride];
-    for (int i = 0; i < kRowStride; ++i) {
-      const RowView row = view_row(p, u, r + i < count ? r + i : 0);
-      at[i] = i >= kRows || r + i >= count ? kNoVector : p.query_at(u.sequence, row.position, row.head);
+    for (int64_t i = 0; i < kRowStride; ++i) {
+      const int64_t r = x.begin(g) + i;
+      const RowView row = view_row(p, u, r < x.begin(g + 1) ? r : 0);
+      at[i] = r < x.begin(g + 1) ? p.query_at(u.sequence, row.position, row.head) : kNoVector;
     }
-    pack_transposed(queries, at, kRowStride, m.query + r / kRows * p.head_dim * kRowStride, kRowStride);
+    pack_transposed(queries, at, kRowStride, m.query + g * p.head_dim * kRowStride, kRowStride);
   }
-  for (int64_t i = 0; i < count * columns; ++i) m.sums[i] = 0.0f;
-  for (int64_t r = 0; r < count; ++r) {
+  for (int64_t r = 0; r < x.count; ++r) {
     m.shift[r] = kNegInf;
     m.total[r] = 0.0f;
   }
@@ -261,12 +219,25 @@ HEDDLE_INLINE void start_unit(const AttentionProblem& p, const AttentionUnit& u,
 // All rows of a unit over one packed panel.
 HEDDLE_INLINE void attend_panel(const AttentionProblem& p, const AttentionUnit& u, const Panel& panel, const UnitScratch& m,
                                 bool transform) {
-  const int64_t count = (u.end - u.begin) * p.group();
-  for (int64_t r = 0; r < count; r += kRows) {
+  const RowGroups x((u.end - u.begin) * p.group());
+  const float factor = transform ? kLog2e : p.scale * kLog2e;
+  for (int64_t g = 0; g < x.groups; ++g) {
     RowView rows[kRows];
-    const int n = count - r < kRows ? static_cast<int>(count - r) : kRows;
-    for (int i = 0; i < n; ++i) rows[i] = view_row(p, u, r + i);
-    attend_rows(p, u.sequence, panel, m, rows, n, r, transform);
+    const int64_t first = x.begin(g);
+    const int count = static_cast<int>(x.begin(g + 1) - first);
+    // Ranges grow with the position; block ids see beyond them.
+    const KeyRange last = view_row(p, u, first + count - 1).range, all{last.lo, view_row(p, u, first).range.hi};
+    const bool whole = !transform && all.lo <= panel.key && all.hi >= panel.key + panel.size;
+    for (int i = 0; i < count && !whole; ++i) rows[i] = view_row(p, u, first + i);
+    PanelRows group{p, u.sequence, panel, m, rows, m.query + g * p.head_dim * kRowStride,
+                    m.sums + first * whole_columns(p.value_dim), count, first, factor, all,
+                    transform ? u.sequence.keys : last.hi, {}};
+    if (whole) {
+      group.runs[group.run_count++] = {0, panel.size / kSub};
+    } else {
+      list_runs(&group);
+    }
+    if (group.run_count) attend_rows(&group, transform);
   }
 }
 

@@ -16,17 +16,31 @@
 // block it falls in, nor skipped tiles change a row. Keys of weight 0 never bring in a non-finite v: a panel
 // with a non-finite v takes a loop that skips them.
 //
-// Design. A unit is (sequence, key head, up to 1,024 rows = query positions x group). It packs one panel of keys and
-// values (at most 512 KiB, L2) and runs all its rows over it, R at a time: scores R x panel stay in L1. Only
-// sub-panels of 32 keys that some row of the R sees are touched. O accumulates in memory once per panel.
+// Design. A unit is (sequence, key head, up to 2,048 rows = query positions x group: half of L2). It packs one panel of
+// keys and values (at most 512 KiB, L2) and runs all its rows over it, R at a time; a sub-panel of 32 keys becomes
+// weights while its R x 32 scores are in L1 (panel_rows-inl.h). Only sub-panels that some row of the R sees are touched. O
+// accumulates in memory once per panel.
 //
 // Lessons, measured on a Xeon with two 512-bit ports:
-// - Every 512-bit operation, max and exp included, takes one of the two FMA ports. At D = 64 sixteen scores cost 128 FMA
-//   and the softmax 10 more operations; vreduceps and vscalefps (one operation each) replace seven of the portable exp2.
+// - The floor. Every 512-bit operation but loads, stores and register copies takes one of the two FMA ports. Sixteen
+//   scores of a row cost 2 D FMA and 9 operations of softmax: 1 FMA for scale and shift, vreduceps, 5 FMA of the
+//   polynomial, vscalefps (one slot each, measured; vrndscaleps takes two) and the sum. So at most 93.4 % of the FMA peak
+//   at D = 64 and 96.6 % at D = 128; a max per score, which the lazy shift saves, is a tenth operation. Other slots are
+//   free: the tiles load 0.57 vectors per FMA, and run at 99 % of the peak with K and V in L2.
+// - Reached with S = 4096 on 2 threads: 85 to 87 % (D = 64) and 87 to 89 % (D = 128), causal 81 and 84 %. The rest, in % of
+//   the time at D = 64: packing K and V 3, q 0.7, stores to the output 0.9, and between phases of a row group 3.
+// - Packing waits for memory: rows lie a token apart, each on a page of its own, with 16 lines in flight. It is paid per
+//   unit, so units of half of L2 (2,048 rows for 1,024) gained 1.5 %. Prefetching the next panel, a key per
+//   sub-panel, halved the time of packing and lost as much in the tiles, whose prefetches wait for page walks. 2 MiB pages
+//   under the scratch gained nothing.
+// - Groups of equal height (1,024 rows as 74 groups of 13 and 14, not 73 of 14 and one of 2), no sums to clear, and ranges
+//   of two rows instead of all where a panel is wholly visible: 1 %. Blocks of a multiple of 14 rows instead made the last
+//   unit shorter and cost 2 threads more than they gained.
+// - Units are ordered by block, all heads of the last block first: heads in turn left a long unit of a causal problem to
+//   the end.
 // - vdpbf16ps runs once in two cycles on Intel, half the products per cycle of fp32 FMA: a bf16 kernel on it was 1.8
 //   times slower than widening, and rounds p to bf16 besides.
-// - Panels of 256 to 512 keys are equally fast; 128 lose 4 %. Software prefetch of the next panel, in bursts or spread over
-//   the micro-kernels, gained nothing.
+// - Panels of 256 to 512 keys are equally fast; 128 lose 4 %.
 // - Sequences that fit one panel (short-inl.h) need no sums that are cleared, scaled and read back, no transposed q, and
 //   one reciprocal per row: a vector division costs 16 cycles, and four of them per row were a fifth of S = 64.
 //   Hot in cache that is 1.1 to 1.45 times faster; from memory the gain is what overlaps with the arithmetic. Prefetches

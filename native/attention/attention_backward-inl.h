@@ -1,19 +1,21 @@
 // See attention_backward.h for the definition and what the design rests on.
 
-constexpr int kBlockRows = 4 * kRows;                                  // rows between two updates of dk and dv
-constexpr int kBlockPanel = (kBlockRows + kSub - 1) / kSub * kSub;     // as packed
+#include "attention/backward_tiles-inl.h"
 
-struct BackwardScratch {
-  float *query_sums, *delta, *shift;                        // of all rows of the unit
-  float *key_sums, *value_sums;                             // of one panel: [key][column]
-  float *keys, *key_rows, *values;                          // K^T, K and V^T of one panel
-  float *query, *query_rows, *upstream, *upstream_rows;     // q^T, q, g^T, g of one row block
-  float *weights, *slopes;                                  // P and dS of one row block
+#include "attention/backward_rows-inl.h"
+
+static_assert(kBlockRows <= 112 && kSub == 32 && kColumns <= 32 && kMaxPanel == 512, "as attention_backward.h has them");
+
+struct BackwardScratch {  // of one panel
+  float *key_sums, *value_sums;     // [key][column]
+  float *keys, *key_rows, *values;  // K^T, K and V^T
+  float *query, *upstream;          // rows of one block
+  float *weights, *slopes;          // P of one cell, dS of the cells of one chunk
   int64_t floats;
 };
 
-HEDDLE_INLINE BackwardScratch backward_scratch(const AttentionProblem& p, int64_t rows, float* base) {
-  const int panel = panel_keys(p.head_dim, p.value_dim), qk = whole_columns(p.head_dim), vo = whole_columns(p.value_dim);
+HEDDLE_INLINE BackwardScratch backward_scratch(const AttentionProblem& p, int panel, float* base) {
+  const int qk = whole_columns(p.head_dim), vo = whole_columns(p.value_dim);
   BackwardScratch m;
   int64_t at = 0;
   auto take = [&](int64_t n) {
@@ -21,121 +23,33 @@ HEDDLE_INLINE BackwardScratch backward_scratch(const AttentionProblem& p, int64_
     at += (n + 15) / 16 * 16;
     return x;
   };
-  m.query_sums = take((rows + kRows) * qk);
-  m.delta = take(rows);
-  m.shift = take(rows);
   m.key_sums = take(int64_t{panel} * qk);
   m.value_sums = take(int64_t{panel} * vo);
   m.keys = take(int64_t{panel} * p.head_dim);
   m.key_rows = take(int64_t{panel} * qk);
   m.values = take(int64_t{panel} * p.value_dim);
-  m.query = take(int64_t{4} * p.head_dim * kRowStride);
-  m.query_rows = take(int64_t{kBlockPanel} * qk);
-  m.upstream = take(int64_t{4} * p.value_dim * kRowStride);
-  m.upstream_rows = take(int64_t{kBlockPanel} * vo);
-  m.weights = take(int64_t{kBlockRows} * kScoreStride);
-  m.slopes = take(int64_t{kBlockRows} * kScoreStride);
+  m.query = take(int64_t{kBlockRows} * qk);
+  m.upstream = take(int64_t{kBlockRows} * vo);
+  m.weights = take(kCell);
+  m.slopes = take(kChunk * kCell);
   m.floats = at;
   return m;
-}
-
-// c[r] += sum over i < n of a[i][r] b[i] for R rows of kColumns columns.
-template <int R>
-static void outer_tile(const float* a, const float* b, int n, float* c, int64_t c_stride) {
-  vf t[R][2];
-  HEDDLE_UNROLL(16)
-  for (int r = 0; r < R; ++r) t[r][0] = t[r][1] = set1(0.0f);
-  for (int i = 0; i < n; ++i) {
-    const vf b0 = load(b), b1 = load(b + W);
-    HEDDLE_UNROLL(16)
-    for (int r = 0; r < R; ++r) {
-      const vf x = set1(a[r]);
-      t[r][0] = fma(x, b0, t[r][0]);
-      t[r][1] = fma(x, b1, t[r][1]);
-    }
-    a += kScoreStride;
-    b += kColumns;
-  }
-  for (int r = 0; r < R; ++r) {
-    float* to = c + r * c_stride;
-    store(to, add(load(to), t[r][0]));
-    store(to + W, add(load(to + W), t[r][1]));
-  }
-}
-
-struct OuterCall {
-  const float *a, *b;
-  int count, panel, columns;
-  float* sums;
-  template <int R>
-  inline void run() const {
-    for (int c = 0; c < columns; c += kColumns) {
-      outer_tile<R>(a, b + int64_t{c} * panel, count, sums + c, columns);
-    }
-  }
-};
-
-// sums[key] += sum over rows of a[row][key] b[row], for the keys of the runs.
-HEDDLE_INLINE void add_outer(const float* a, const float* b, int count, int columns, const Run* runs, int run_count,
-                             float* sums) {
-  for (int n = 0; n < run_count; ++n) {
-    const int end = runs[n].end * kSub;
-    for (int k = runs[n].begin * kSub; k < end; k += kRows) {
-      const int rows = end - k < kRows ? end - k : kRows;
-      with_rows<kRows>(rows, OuterCall{a + k, b, count, kBlockPanel, columns, sums + int64_t{k} * columns});
-    }
-  }
-}
-
-// Turns a row's products q.k into weights and its products g.v into ds / scale, in place.
-HEDDLE_INLINE void backward_row(const AttentionBackwardArgs& a, const Sequence& s, const RowView& row, bool transform,
-                                int64_t panel_key, const Run* runs, int run_count, float shift, float delta, float* w,
-                                float* g) {
-  const vf weight = set1(a.problem.is_prefix(row.position) ? a.prefix_weight : 1.0f);
-  const AttentionProblem& p = a.problem;
-  const bool uniform = shift == kNegInf && p.uniform_empty;
-  const vf factor = set1(transform ? kLog2e : p.scale * kLog2e), minus = set1(-shift * kLog2e), zero = set1(0.0f);
-  float* bias = nullptr;
-  if (a.bias_grad) {
-    bias = a.bias_grad + p.bias_at(s, row.position, row.head, panel_key);
-  }
-  for (int n = 0; n < run_count; ++n) {
-    for (int j = runs[n].begin * kSub; j < runs[n].end * kSub; j += W) {
-      const int64_t key = panel_key + j, left = s.keys - key;
-      const int some = left > W ? W : static_cast<int>(left);
-      if (some <= 0) {
-        store(w + j, zero);
-        store(g + j, zero);
-        continue;
-      }
-      if (uniform) {
-        store(w + j, select(first_n(some), mul(weight, set1(1.0f / static_cast<float>(s.keys))), zero));
-        store(g + j, zero);
-        continue;
-      }
-      vf z = load(w + j), slope = set1(1.0f);
-      if (transform) z = logit_lanes(p, s, row, key, some, z, &slope);
-      vf e = exp2_lanes(fma(z, factor, minus));
-      if (shift == kNegInf) e = zero;
-      e = select(visible_lanes(p, s, row, key, some), mul(e, weight), zero);
-      // Weight 0 first: what is masked may have a NaN product.
-      const vf d = select(eq(e, zero), zero, mul(e, sub(load(g + j), set1(delta))));
-      store(w + j, e);
-      store(g + j, select(eq(d, zero), zero, mul(d, slope)));
-      if (bias && some == W) {
-        store(bias + j, add(load(bias + j), d));
-      } else if (bias) {
-        store_n(bias + j, add(load_n(bias + j, some, 0.0f), d), some);
-      }
-    }
-  }
 }
 
 struct BackwardUnit {
   const AttentionBackwardArgs& a;
   Sequence s;
   int64_t key_head;
+  int panel;                                // keys
+  float *query_sums, *delta, *shift;        // of all rows
+  float* packed;                            // all row blocks, when kept
   BackwardScratch m;
+  uint32_t started = 0, finished = 0;       // sub-panels of the panel
+  bool finite = true;                       // every key of them
+
+  int64_t block_floats() const {
+    return int64_t{kBlockRows} * (whole_columns(a.problem.head_dim) + whole_columns(a.problem.value_dim));
+  }
 
   int64_t row_count() const { return s.queries * a.problem.group(); }
   RowView view(int64_t row) const {
@@ -146,174 +60,321 @@ struct BackwardUnit {
   int64_t upstream_at(const RowView& r) const { return a.upstream_at(s, r.position, r.head); }
 };
 
-HEDDLE_INLINE void start_rows(const BackwardUnit& u) {
+// Before the first panel.
+HEDDLE_INLINE void start_rows(const BackwardUnit& u, const RowView* rows, int64_t first, int count) {
   const AttentionProblem& p = u.a.problem;
   const Vectors g{u.a.upstream, p.type, 1, p.value_dim}, o{u.a.output, p.type, 1, p.value_dim};
-  const Vectors prefix{u.a.prefix_output, DType::kFloat32, 1, p.value_dim};
-  for (int64_t r = 0; r < u.row_count(); ++r) {
-    const RowView row = u.view(r);
-    const bool first = p.is_prefix(row.position);
-    const int64_t at = first ? u.row_at(row, p.value_dim) : p.output_at(u.s, row.position, row.head);
+  const Vectors prefix_output{u.a.prefix_output, DType::kFloat32, 1, p.value_dim};
+  const int columns = whole_columns(p.head_dim);
+  for (int r = 0; r < count; ++r) {
+    const RowView& row = rows[r];
+    const bool prefix = p.is_prefix(row.position);
+    const int64_t at = prefix ? u.row_at(row, p.value_dim) : p.output_at(u.s, row.position, row.head);
     const int64_t g_at = u.upstream_at(row);
     vf sum = set1(0.0f);
     for (int c = 0; c < p.value_dim; c += W) {
-      sum = fma(load_lanes(g, g_at, c), load_lanes(first ? prefix : o, at, c), sum);
+      sum = fma(load_lanes(g, g_at, c), load_lanes(prefix ? prefix_output : o, at, c), sum);
     }
-    u.m.delta[r] = reduce_add(sum);
-    u.m.shift[r] = first ? u.a.prefix_lse[p.prefix_at(u.s, p.query_heads, row.head)]
-                         : u.a.log_sum_exp[p.lse_at(u.s, row.position, row.head)];
+    u.delta[first + r] = reduce_add(sum);
+    u.shift[first + r] = prefix ? u.a.prefix_lse[p.prefix_at(u.s, p.query_heads, row.head)]
+                                : u.a.log_sum_exp[p.lse_at(u.s, row.position, row.head)];
   }
-  for (int64_t i = 0; i < (u.row_count() + kRows) * whole_columns(p.head_dim); ++i) u.m.query_sums[i] = 0.0f;
-}
-
-// Packs one panel; returns whether every key is finite.
-HEDDLE_INLINE bool pack_backward_panel(const BackwardUnit& u, int64_t panel_key, int panel) {
-  const AttentionProblem& p = u.a.problem;
-  const Vectors keys{p.key, p.type, p.key_stride[3], p.head_dim};
-  const Vectors values{p.value, p.type, p.value_stride[3], p.value_dim};
-  bool finite = true;
-  for (int sub = 0; sub < panel / kSub && panel_key + sub * kSub < u.s.keys; ++sub) {
-    int64_t k_at[kSub], v_at[kSub];
-    for (int j = 0; j < kSub; ++j) {
-      const int64_t key = panel_key + sub * kSub + j;
-      k_at[j] = key < u.s.keys ? p.key_at(u.s, key, u.key_head) : kNoVector;
-      v_at[j] = key < u.s.keys ? p.value_at(u.s, key, u.key_head) : kNoVector;
-    }
-    for (int j = 0; j < kSub; j += kColumns) {
-      pack_transposed(keys, k_at + j, kColumns, u.m.keys + (sub * kSub + j) * int64_t{p.head_dim}, kColumns);
-      pack_transposed(values, v_at + j, kColumns, u.m.values + (sub * kSub + j) * int64_t{p.value_dim}, kColumns);
-    }
-    finite &= pack_values(keys, k_at, sub, panel, u.m.key_rows);
-  }
-  return finite;
-}
-
-// Packs the q and upstream rows of one block, transposed by kRows and as rows.
-HEDDLE_INLINE void pack_rows(const BackwardUnit& u, const RowView* rows, int count) {
-  const AttentionProblem& p = u.a.problem;
-  const Vectors q{p.query, p.type, p.query_stride[3], p.head_dim}, g{u.a.upstream, p.type, 1, p.value_dim};
-  int64_t q_at[kBlockPanel + kRowStride], g_at[kBlockPanel + kRowStride];
-  for (int i = 0; i < kBlockPanel + kRowStride; ++i) {
-    q_at[i] = i < count ? p.query_at(u.s, rows[i].position, rows[i].head) : kNoVector;
-    g_at[i] = i < count ? u.upstream_at(rows[i]) : kNoVector;
-  }
-  for (int r = 0; r < count; r += kRows) {
-    pack_transposed(q, q_at + r, kRowStride, u.m.query + int64_t{r / kRows} * p.head_dim * kRowStride, kRowStride);
-    pack_transposed(g, g_at + r, kRowStride, u.m.upstream + int64_t{r / kRows} * p.value_dim * kRowStride, kRowStride);
-  }
-  for (int sub = 0; sub * kSub < count; ++sub) {
-    pack_values(q, q_at + sub * kSub, sub, kBlockPanel, u.m.query_rows);
-    pack_values(g, g_at + sub * kSub, sub, kBlockPanel, u.m.upstream_rows);
-  }
-}
-
-HEDDLE_INLINE void backward_block(const BackwardUnit& u, int64_t first, int64_t panel_key, int panel, bool finite,
-                                  bool transform) {
-  const AttentionProblem& p = u.a.problem;
-  const BackwardScratch& m = u.m;
-  RowView rows[kBlockRows];
-  const int count = u.row_count() - first < kBlockRows ? static_cast<int>(u.row_count() - first) : kBlockRows;
-  bool every = false;
-  for (int i = 0; i < count; ++i) {
-    rows[i] = u.view(first + i);
-    every |= p.uniform_empty && m.shift[first + i] == kNegInf;
-  }
-  Run runs[kMaxPanel / kSub];
-  int run_count = 0;
-  for (int sub = 0; sub < panel / kSub; ++sub) {
-    const int64_t key = panel_key + sub * kSub;
-    if (key >= u.s.keys || !(every || sub_is_seen(p, u.s, rows, count, key))) continue;
-    if (run_count && runs[run_count - 1].end == sub) {
-      ++runs[run_count - 1].end;
-    } else {
-      runs[run_count++] = {sub, sub + 1};
-    }
-  }
-  if (!run_count) return;
-  pack_rows(u, rows, count);
-  const int64_t left = u.s.keys - panel_key;
-  const int limit = left < panel ? static_cast<int>(left) : panel;
-  alignas(64) float ones[kRowStride];
-  for (float& x : ones) x = 1.0f;
-  const int columns = whole_columns(p.head_dim);
-  for (int r = 0; r < count; r += kRows) {
-    const int n = count - r < kRows ? count - r : kRows;
-    float *w = m.weights + r * kScoreStride, *g = m.slopes + r * kScoreStride;
-    const float* q = m.query + int64_t{r / kRows} * p.head_dim * kRowStride;
-    const float* up = m.upstream + int64_t{r / kRows} * p.value_dim * kRowStride;
-    with_rows<kRows>(n, ScoresCall{q, m.keys, p.head_dim, runs, run_count, limit, w, {}});
-    with_rows<kRows>(n, ScoresCall{up, m.values, p.value_dim, runs, run_count, limit, g, {}});
-    for (int i = 0; i < n; ++i) {
-      backward_row(u.a, u.s, rows[r + i], transform, panel_key, runs, run_count, m.shift[first + r + i],
-                   m.delta[first + r + i], w + i * kScoreStride, g + i * kScoreStride);
-    }
-    float* sums = m.query_sums + (first + r) * columns;
-    if (finite) {
-      with_rows<kRows>(n, ValuesCall{g, m.key_rows, panel, p.head_dim, runs, run_count, limit, ones, sums, columns});
-      continue;
-    }
-    for (int c = 0; c < p.head_dim; c += kColumns) {
-      careful_value_tile(n, g, m.key_rows + int64_t{c} * panel, runs, run_count, ones, sums + c, columns);
-    }
-  }
-  add_outer(m.weights, m.upstream_rows, count, whole_columns(p.value_dim), runs, run_count, m.value_sums);
-  add_outer(m.slopes, m.query_rows, count, columns, runs, run_count, m.key_sums);
+  for (int64_t i = first * columns; i < (first + count) * columns; ++i) u.query_sums[i] = 0.0f;
 }
 
 HEDDLE_INLINE void store_scaled(void* out, DType type, int64_t at, const float* from, int dim, float scale) {
   for (int c = 0; c < dim; c += W) store_float(out, type, at + c, mul(load(from + c), set1(scale)), dim - c);
 }
 
-static bool backward_unit(const AttentionBackwardArgs& a, int64_t sequence, int64_t key_head) {
+// After the last panel.
+HEDDLE_INLINE void finish_rows(const BackwardUnit& u, const RowView* rows, int64_t first, int count) {
+  const AttentionProblem& p = u.a.problem;
+  for (int r = 0; r < count; ++r) {
+    const bool prefix = p.is_prefix(rows[r].position);
+    store_scaled(prefix ? u.a.prefix_query_grad : u.a.query_grad, prefix ? DType::kFloat32 : p.type,
+                 u.row_at(rows[r], p.head_dim), u.query_sums + (first + r) * whole_columns(p.head_dim), p.head_dim,
+                 p.scale);
+  }
+}
+
+HEDDLE_INLINE void clear_sums(const BackwardUnit& u, int sub) {
+  const int64_t qk = kSub * whole_columns(u.a.problem.head_dim), vo = kSub * whole_columns(u.a.problem.value_dim);
+  for (int64_t i = sub * qk; i < (sub + 1) * qk; ++i) u.m.key_sums[i] = 0.0f;
+  for (int64_t i = sub * vo; i < (sub + 1) * vo; ++i) u.m.value_sums[i] = 0.0f;
+}
+
+// Before the first block that sees a sub-panel: packs its keys and values, clears its sums.
+static void start_sub(BackwardUnit* u, int64_t panel_key, int sub) {
+  const AttentionProblem& p = u->a.problem;
+  const Vectors keys{p.key, p.type, p.key_stride[3], p.head_dim};
+  const Vectors values{p.value, p.type, p.value_stride[3], p.value_dim};
+  int64_t k_at[kSub], v_at[kSub];
+  for (int j = 0; j < kSub; ++j) {
+    const int64_t key = panel_key + sub * kSub + j;
+    k_at[j] = key < u->s.keys ? p.key_at(u->s, key, u->key_head) : kNoVector;
+    v_at[j] = key < u->s.keys ? p.value_at(u->s, key, u->key_head) : kNoVector;
+  }
+  for (int j = 0; j < kSub; j += kColumns) {
+    pack_transposed(keys, k_at + j, kColumns, u->m.keys + (sub * kSub + j) * int64_t{p.head_dim}, kColumns);
+    pack_transposed(values, v_at + j, kColumns, u->m.values + (sub * kSub + j) * int64_t{p.value_dim}, kColumns);
+  }
+  u->finite &= pack_values(keys, k_at, sub, u->panel, u->m.key_rows);
+  clear_sums(*u, sub);
+  u->started |= 1u << sub;
+}
+
+// After the last block that sees it.
+static void finish_sub(BackwardUnit* u, int64_t panel_key, int sub) {
+  const AttentionBackwardArgs& a = u->a;
   const AttentionProblem& p = a.problem;
-  BackwardUnit u{a, sequence_of(p, sequence), key_head, {}};
-  float* base = static_cast<float*>(attention_scratch(backward_scratch(p, u.row_count(), nullptr).floats * 4));
-  if (!base) return false;
-  u.m = backward_scratch(p, u.row_count(), base);
-  start_rows(u);
-  const bool transform = has_transform(p);
-  const int panel = panel_keys(p.head_dim, p.value_dim);
-  const int qk = whole_columns(p.head_dim), vo = whole_columns(p.value_dim);
-  for (int64_t key = 0; key < u.s.keys; key += panel) {
-    const bool finite = pack_backward_panel(u, key, panel);
-    for (int64_t i = 0; i < int64_t{panel} * qk; ++i) u.m.key_sums[i] = 0.0f;
-    for (int64_t i = 0; i < int64_t{panel} * vo; ++i) u.m.value_sums[i] = 0.0f;
-    for (int64_t r = 0; r < u.row_count(); r += kBlockRows) backward_block(u, r, key, panel, finite, transform);
-    for (int64_t j = 0; j < panel && key + j < u.s.keys; ++j) {
-      const bool first = p.is_prefix(key + j);
-      const DType type = first ? DType::kFloat32 : p.type;
-      store_scaled(first ? a.prefix_key_grad : a.key_grad, type, a.key_row_at(u.s, key + j, key_head, p.head_dim),
-                   u.m.key_sums + j * qk, p.head_dim, p.scale);
-      store_scaled(first ? a.prefix_value_grad : a.value_grad, type, a.key_row_at(u.s, key + j, key_head, p.value_dim),
-                   u.m.value_sums + j * vo, p.value_dim, 1.0f);
+  for (int64_t j = sub * kSub; j < (sub + 1) * kSub && panel_key + j < u->s.keys; ++j) {
+    const int64_t key = panel_key + j;
+    const bool prefix = p.is_prefix(key);
+    const DType type = prefix ? DType::kFloat32 : p.type;
+    store_scaled(prefix ? a.prefix_key_grad : a.key_grad, type, a.key_row_at(u->s, key, u->key_head, p.head_dim),
+                 u->m.key_sums + j * whole_columns(p.head_dim), p.head_dim, p.scale);
+    store_scaled(prefix ? a.prefix_value_grad : a.value_grad, type, a.key_row_at(u->s, key, u->key_head, p.value_dim),
+                 u->m.value_sums + j * whole_columns(p.value_dim), p.value_dim, 1.0f);
+  }
+  u->finished |= 1u << sub;
+}
+
+// Rows of a block that share micro-kernels.
+struct RowGroup {
+  int first, count;
+  uint32_t seen;   // sub-panels of which one row at least may see a key
+  int limit;       // keys of the panel that any of them may see
+  bool plain;      // every row's logits are scaled products
+  int64_t end;     // of the keys of the sequence that any of them may see
+};
+
+HEDDLE_INLINE RowGroup row_group(const BackwardUnit& u, const RowView* rows, const float* shift, int first, int count,
+                                 int64_t panel_key, bool transform) {
+  const AttentionProblem& p = u.a.problem;
+  RowGroup g{first, count, 0, 0, !transform && !u.a.bias_grad, 0};
+  bool every = false;
+  for (int r = first; r < first + count; ++r) {
+    const bool empty = shift[r] == kNegInf;
+    every |= empty && p.uniform_empty;
+    g.plain &= !empty && !p.is_prefix(rows[r].position);
+    if (rows[r].range.hi > g.end) g.end = rows[r].range.hi;
+  }
+  if (every || p.query_ids) g.end = u.s.keys;
+  if (g.end <= panel_key) return g;
+  g.limit = g.end - panel_key < u.panel ? static_cast<int>(g.end - panel_key) : u.panel;
+  for (int sub = 0; sub * kSub < g.limit; ++sub) {
+    if (every || sub_is_seen(p, u.s, rows + first, count, panel_key + sub * kSub)) g.seen |= 1u << sub;
+  }
+  return g;
+}
+
+HEDDLE_INLINE void pack_rows(const BackwardUnit& u, const RowView* rows, int count) {
+  const AttentionProblem& p = u.a.problem;
+  const Vectors q{p.query, p.type, p.query_stride[3], p.head_dim}, g{u.a.upstream, p.type, 1, p.value_dim};
+  for (int i = 0; i < count; ++i) {
+    pack_row(q, p.query_at(u.s, rows[i].position, rows[i].head), u.m.query + i * W);
+    pack_row(g, u.upstream_at(rows[i]), u.m.upstream + i * W);
+  }
+}
+
+// Weights and slopes of a block in the cell of one sub-panel, and what they add to the gradients of its keys.
+HEDDLE_INLINE void backward_cell(const BackwardUnit& u, const RowView* rows, const RowGroup* groups, int group_count,
+                                 int64_t first, int64_t panel_key, int sub, bool transform) {
+  const AttentionProblem& p = u.a.problem;
+  const BackwardScratch& m = u.m;
+  const int64_t key = panel_key + sub * kSub;
+  int lo = 0, hi = group_count;
+  while (!(groups[lo].seen >> sub & 1)) ++lo;
+  while (!(groups[hi - 1].seen >> sub & 1)) --hi;
+  float *weights = m.weights, *slopes = m.slopes + sub % kChunk * kCell;
+  for (int n = lo; n < hi; ++n) {
+    const RowGroup& g = groups[n];
+    if (!(g.seen >> sub & 1)) {  // zeros between groups that see the cell
+      for (int i = g.first * kSub; i < (g.first + g.count) * kSub; ++i) weights[i] = slopes[i] = 0.0f;
+      continue;
+    }
+    const int limit = g.limit - sub * kSub < kSub ? g.limit - sub * kSub : kSub;
+    with_rows<kRows>(g.count, ProductCall{m.query + g.first * W, m.keys + int64_t{sub} * kSub * p.head_dim, p.head_dim,
+                                          limit, weights + g.first * kSub});
+  }
+  const float factor = p.scale * kLog2e;
+  for (int n = lo; n < hi; ++n) {
+    const RowGroup& g = groups[n];
+    if (!(g.seen >> sub & 1)) continue;
+    const int limit = g.limit - sub * kSub < kSub ? g.limit - sub * kSub : kSub;
+    with_rows<kRows>(g.count, ProductCall{m.upstream + g.first * W, m.values + int64_t{sub} * kSub * p.value_dim,
+                                          p.value_dim, limit, slopes + g.first * kSub});
+    const auto plain = [&](int r) { return rows[r].range.lo <= key && rows[r].range.hi >= key + kSub; };
+    for (int r = g.first, end = r + g.count, next; r < end; r = next) {
+      const float *shift = u.shift + first + r, *delta = u.delta + first + r;
+      float *w = weights + r * kSub, *d = slopes + r * kSub;
+      next = r + 1;
+      if (!g.plain || !plain(r)) {
+        backward_row(u.a, u.s, rows[r], transform, key, *shift, *delta, w, d);
+        continue;
+      }
+      while (next < end && plain(next)) ++next;
+      backward_plain_rows(factor, shift, delta, next - r, w, d);
     }
   }
-  for (int64_t r = 0; r < u.row_count(); ++r) {
-    const RowView row = u.view(r);
-    const bool first = p.is_prefix(row.position);
-    store_scaled(first ? a.prefix_query_grad : a.query_grad, first ? DType::kFloat32 : p.type, u.row_at(row, p.head_dim),
-                 u.m.query_sums + r * qk, p.head_dim, p.scale);
+  const int begin = groups[lo].first, count = groups[hi - 1].first + groups[hi - 1].count - begin;
+  const int keys = u.s.keys - key < kSub ? static_cast<int>(u.s.keys - key) : kSub;
+  add_keys(weights + begin * kSub, m.upstream + begin * W, count, keys, p.value_dim,
+           m.value_sums + int64_t{sub} * kSub * whole_columns(p.value_dim));
+  add_keys(slopes + begin * kSub, m.query + begin * W, count, keys, p.head_dim,
+           m.key_sums + int64_t{sub} * kSub * whole_columns(p.head_dim));
+}
+
+// What the rows of a block get from the keys of a chunk, whose first sub-panel is `sub`.
+HEDDLE_INLINE void add_queries(const BackwardUnit& u, const RowGroup* groups, int group_count, int64_t first, int sub,
+                               bool finite) {
+  const int dim = u.a.problem.head_dim, columns = whole_columns(dim);
+  for (int c = 0; c < dim; c += kColumns) {
+    for (int n = 0; n < group_count; ++n) {
+      const RowGroup& g = groups[n];
+      const uint32_t seen = g.seen >> sub & ((1u << kChunk) - 1);
+      if (!seen) continue;
+      const QueryCall call{u.m.slopes + g.first * kSub, u.m.key_rows + int64_t{c} * u.panel + sub * kSub * kColumns, seen,
+                           g.limit - sub * kSub, u.query_sums + (first + g.first) * columns + c, columns, dim - c > W};
+      if (finite) {
+        with_rows<kRows>(g.count, call);
+      } else {
+        call.run_carefully(g.count);
+      }
+    }
+  }
+}
+
+// One block of rows, from `first`, over one panel.
+HEDDLE_INLINE void backward_block(BackwardUnit* unit, int64_t first, int64_t panel_key, bool transform) {
+  BackwardUnit& u = *unit;
+  RowView rows[kBlockRows];
+  RowGroup groups[kBlockRows / kRows];
+  const int64_t row_count = u.row_count(), after = first + kBlockRows < row_count ? first + kBlockRows : row_count;
+  const int count = static_cast<int>(after - first);
+  for (int i = 0; i < count; ++i) rows[i] = u.view(first + i);
+  if (panel_key == 0) start_rows(u, rows, first, count);
+  const int group_count = (count + kRows - 1) / kRows;  // of equal height: 64 rows as 5 x 13, not 4 x 14 + 8
+  uint32_t seen = 0;
+  int64_t end = 1;
+  for (int n = 0; n < group_count; ++n) {
+    const int begin = count * n / group_count, next = count * (n + 1) / group_count;
+    groups[n] = row_group(u, rows, u.shift + first, begin, next - begin, panel_key, transform);
+    seen |= groups[n].seen;
+    if (groups[n].end > end) end = groups[n].end;
+  }
+  if (u.packed) {
+    u.m.query = u.packed + first / kBlockRows * u.block_floats();
+    u.m.upstream = u.m.query + int64_t{kBlockRows} * whole_columns(u.a.problem.head_dim);
+  }
+  if (u.packed ? panel_key == 0 : seen != 0) pack_rows(u, rows, count);
+  const bool last = after == row_count, completes = end > panel_key && end <= panel_key + u.panel;
+  for (int chunk = 0; chunk < u.panel / kSub && seen >> chunk; chunk += kChunk) {
+    for (int sub = chunk; sub < chunk + kChunk; ++sub) {
+      if (!(seen >> sub & 1)) continue;
+      if (!(u.started >> sub & 1)) start_sub(&u, panel_key, sub);
+      backward_cell(u, rows, groups, group_count, first, panel_key, sub, transform);
+      if (last) finish_sub(&u, panel_key, sub);
+    }
+    add_queries(u, groups, group_count, first, chunk, u.finite);
+  }
+  if (completes) finish_rows(u, rows, first, count);
+}
+
+// One panel of a unit, block after block: behind the panel before it, which may run on another thread. False when
+// cancelled.
+HEDDLE_INLINE bool backward_panel(BackwardUnit* u, int64_t index, PanelProgress* progress, int64_t tile,
+                                  const Exec& exec) {
+  const int64_t key = index * u->panel;
+  const bool transform = has_transform(u->a.problem);
+  u->started = u->finished = 0;
+  u->finite = true;
+  int64_t done = 0;
+  for (int64_t r = 0; r < u->row_count(); r += kBlockRows) {
+    if (progress && index && !progress->wait(tile - 1, done + 1, exec)) return false;
+    backward_block(u, r, key, transform);
+    ++done;
+    if (progress) progress->set(tile, done);
+  }
+  for (int sub = 0; sub < u->panel / kSub; ++sub) {
+    if (u->finished >> sub & 1) continue;
+    if (!(u->started >> sub & 1)) clear_sums(*u, sub);
+    finish_sub(u, key, sub);
   }
   return true;
 }
 
-Status attention_backward(const AttentionBackwardArgs& a, const Exec& exec) {
+HEDDLE_INLINE BackwardUnit backward_unit(const AttentionBackwardArgs& a, int64_t sequence, int64_t key_head) {
   const AttentionProblem& p = a.problem;
-  // Units that add to the same bias gradient stay on one thread, in order.
-  const bool join_batch = a.bias_grad && ((p.batch > 1 && p.bias_stride[0] == 0) ||
-                                          (p.inner > 1 && p.inner_stride.bias == 0));
-  const bool join_heads = a.bias_grad && p.key_heads > 1 && p.bias_stride[1] == 0;
-  const int64_t sequences = p.sequences(), outer = join_batch ? 1 : sequences, heads = join_heads ? 1 : p.key_heads;
+  BackwardUnit u{a, sequence_of(p, sequence), key_head, backward_panel_keys(p.head_dim, p.value_dim), nullptr, nullptr,
+                 nullptr, nullptr, {}};
+  if (u.s.keys < u.panel) u.panel = static_cast<int>((u.s.keys + kSub - 1) / kSub * kSub);
+  if (u.panel == 0) u.panel = kSub;  // no keys: one panel, in which q gets its zeros
+  return u;
+}
+
+HEDDLE_INLINE void set_rows(BackwardUnit* u, float* rows) {
+  const int64_t whole = (u->row_count() + 15) / 16 * 16;
+  u->shift = rows;
+  u->delta = rows + whole;
+  u->query_sums = rows + 2 * whole;
+  if (keeps_rows(u->a.problem, u->row_count(), u->s.keys)) {
+    u->packed = u->query_sums + u->row_count() * whole_columns(u->a.problem.head_dim);
+  }
+}
+
+// A whole unit on one thread.
+static bool backward_whole(const AttentionBackwardArgs& a, int64_t sequence, int64_t key_head, const Exec& exec) {
+  const AttentionProblem& p = a.problem;
+  BackwardUnit u = backward_unit(a, sequence, key_head);
+  const int64_t scratch = backward_scratch(p, u.panel, nullptr).floats;
+  float* base = static_cast<float*>(attention_scratch((scratch + backward_row_floats(p, u.row_count(), u.s.keys)) * 4));
+  if (!base) return false;
+  u.m = backward_scratch(p, u.panel, base);
+  set_rows(&u, base + scratch);
+  int64_t panel = 0;
+  do {
+    backward_panel(&u, panel++, nullptr, 0, exec);
+  } while (panel * u.panel < u.s.keys);
+  return true;
+}
+
+// One panel of a unit whose panels run side by side.
+static bool backward_part(const AttentionBackwardArgs& a, int64_t tile, const Exec& exec) {
+  const AttentionProblem& p = a.problem;
+  BackwardPlan& plan = *a.plan;
+  const int64_t unit = tile / plan.panels, panel = tile % plan.panels;
+  BackwardUnit u = backward_unit(a, unit / p.key_heads, unit % p.key_heads);
+  if (panel && panel * u.panel >= u.s.keys) return true;
+  float* base = static_cast<float*>(attention_scratch(backward_scratch(p, u.panel, nullptr).floats * 4));
+  if (base) {
+    u.m = backward_scratch(p, u.panel, base);
+    set_rows(&u, plan.rows.data() + unit * plan.unit_floats);
+    if (backward_panel(&u, panel, &plan.progress, tile, exec)) return true;
+  }
+  plan.progress.set(tile, INT64_MAX);  // nobody waits for what will not come
+  return false;
+}
+
+Status attention_backward_units(const AttentionBackwardArgs& a, const Exec& exec) {
+  const AttentionProblem& p = a.problem;
+  const BackwardPlan& plan = *a.plan;
+  const int64_t sequences = p.sequences(), outer = plan.join_batch ? 1 : sequences;
+  const int64_t heads = plan.join_heads ? 1 : p.key_heads, each = plan.panels ? plan.panels : 1;
   Failure failure;
-  const bool done = parallel_for(exec, outer * heads, 1, [&](int64_t begin, int64_t end) {
+  const bool done = parallel_for(exec, outer * heads * each, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      for (int64_t s = join_batch ? 0 : i / heads; s < (join_batch ? sequences : i / heads + 1); ++s) {
-        for (int64_t h = join_heads ? 0 : i % heads; h < (join_heads ? p.key_heads : i % heads + 1); ++h) {
-          if (!backward_unit(a, s, h)) failure.set();
+      if (plan.panels) {
+        if (!backward_part(a, i, exec)) failure.set();
+        continue;
+      }
+      for (int64_t s = plan.join_batch ? 0 : i / heads; s < (plan.join_batch ? sequences : i / heads + 1); ++s) {
+        for (int64_t h = plan.join_heads ? 0 : i % heads; h < (plan.join_heads ? p.key_heads : i % heads + 1); ++h) {
+          if (!backward_whole(a, s, h, exec)) failure.set();
         }
       }
     }
   });
-  if (failure.get()) return kNoMemory;
-  return done ? kOk : kCancelled;
+  if (!done || (failure.get() && exec.cancelled())) return kCancelled;
+  return failure.get() ? kNoMemory : kOk;
 }

@@ -20,6 +20,7 @@
 // terms are asked for a tile ahead. Not measured on a GPU yet.
 #include "attention/attention_backward_launch.h"
 #include "attention/attention_backward_rows.cuh"
+#include "attention/attention_launch.h"
 
 namespace heddle {
 namespace {
@@ -85,11 +86,13 @@ int64_t launch_attention_backward_on(const AttentionBackwardArgs& args, heddle_c
   }
   if (status != kOk) return status;
   if (!backward_on_matrix(p)) return launch_backward_exact(a, terms, job);
-  const bool wide = p.head_dim > 128 || p.value_dim > 128;
+  const int32_t width = attention_width(p);
   if (p.type == DType::kBFloat16) {
-    return wide ? launch_backward_bf16_256(a, terms, job) : launch_backward_bf16(a, terms, job);
+    if (width <= 64) return launch_backward_bf16(a, terms, job);
+    return width <= 128 ? launch_backward_bf16_128(a, terms, job) : launch_backward_bf16_256(a, terms, job);
   }
-  return wide ? launch_backward_f16_256(a, terms, job) : launch_backward_f16(a, terms, job);
+  if (width <= 64) return launch_backward_f16(a, terms, job);
+  return width <= 128 ? launch_backward_f16_128(a, terms, job) : launch_backward_f16_256(a, terms, job);
 }
 
 HEDDLE_CUDA_OP(attention_backward, AttentionBackwardArgs) { return launch_attention_backward_on(a, job); }

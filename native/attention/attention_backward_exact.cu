@@ -45,7 +45,7 @@ __device__ __forceinline__ float product_of(const float* a, const float* b, int3
 // A warp owns a line (a row, or a key) and streams the other side 32 lines at a time: one per lane for the products, one
 // column per lane for the sums. N * 32 columns at most.
 template <DType T, bool ByRow, int N>
-__global__ void __launch_bounds__(kExactThreads)
+__global__ void __launch_bounds__(kExactThreads, N == 4 ? 2 : 1)
     attention_backward_exact_kernel(AttentionBackwardArgs a, const RowTerms* terms) {
   HEDDLE_DYNAMIC_SHARED(float, shared);
   const AttentionProblem& p = a.problem;

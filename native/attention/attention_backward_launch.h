@@ -17,8 +17,10 @@ inline bool backward_on_matrix(const AttentionProblem& p) {
 // they compile side by side, and exact.
 struct RowTerms;
 int64_t launch_backward_bf16(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job);
+int64_t launch_backward_bf16_128(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job);
 int64_t launch_backward_bf16_256(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job);
 int64_t launch_backward_f16(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job);
+int64_t launch_backward_f16_128(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job);
 int64_t launch_backward_f16_256(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job);
 int64_t launch_backward_exact(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job);
 // The bias's gradient where pairs share its elements.

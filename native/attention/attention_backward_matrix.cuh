@@ -311,11 +311,10 @@ int64_t launch_backward_warps(const AttentionBackwardArgs& a, const RowTerms* te
   return status;
 }
 
-// Head sizes up to 128; those to 256 are in files of their own, for the compile time.
+// Head sizes up to 64. Larger ones are in files of their own, for the compile time.
 template <DType T>
-int64_t launch_backward_matrix(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job) {
+int64_t launch_backward_narrow(const AttentionBackwardArgs& a, const RowTerms* terms, heddle_cuda_job& job) {
   const AttentionProblem& p = a.problem;
-  if (p.head_dim > 64 || p.value_dim > 64) return launch_backward_warps<T, 128, 4>(a, terms, job);
   // The tiles of the other side are the same for both: so are the bits.
   const bool few = !p.query_offsets && p.queries * p.group() <= 64 && p.keys <= 64;
   return few ? launch_backward_warps<T, 64, 2>(a, terms, job) : launch_backward_warps<T, 64, 4>(a, terms, job);

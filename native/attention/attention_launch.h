@@ -12,6 +12,16 @@ constexpr int64_t kShortKeys = 64;
 // Launches attention() on the job's stream; `a` has device pointers.
 int64_t launch_attention_on(const AttentionArgs& a, heddle_cuda_job& job);
 
+// Rows of a block of the exact kernel, the smallest of all.
+constexpr int kExactRows = 8;
+
+// The exact kernel of any type, and those on the matrix cores for head sizes up to 256, a file a type so that they
+// compile side by side.
+inline int32_t attention_width(const AttentionProblem& p) { return p.head_dim > p.value_dim ? p.head_dim : p.value_dim; }
+int64_t launch_attention_exact(const AttentionArgs& a, heddle_cuda_job& job);
+int64_t launch_attention_bf16(const AttentionArgs& a, heddle_cuda_job& job);
+int64_t launch_attention_f16(const AttentionArgs& a, heddle_cuda_job& job);
+
 // Whether the kernel of short sequences serves this type and these head sizes.
 bool serves_short(const AttentionProblem& p);
 // Whether every sequence is one of its.

@@ -8,17 +8,6 @@ namespace heddle {
 
 constexpr int kMatrixRows = 64, kMatrixThreads = 128;
 
-template <DType T>
-__device__ __forceinline__ void mma_any(float (&d)[4], const uint32_t (&x)[4], const uint32_t (&y)[2]) {
-  if constexpr (T == DType::kBFloat16) mma_bf16(d, x, y);
-  else mma_f16(d, x, y);
-}
-template <DType T>
-__device__ __forceinline__ uint32_t pack_any(float low, float high) {
-  if constexpr (T == DType::kBFloat16) return pack_bf16(low, high);
-  else return static_cast<uint32_t>(round_f16(low)) | static_cast<uint32_t>(round_f16(high)) << 16;
-}
-
 // Rows of `dim` 16-bit elements to shared memory [rows][Pitch]; `start` gives a row's first element, or kNoLine. Columns up to
 // Width are filled with zeros. In the background where everything is aligned to 16 bytes.
 template <int Rows, int Width, int Pitch, int Threads = kMatrixThreads, class Start>
@@ -271,6 +260,26 @@ __global__ void __launch_bounds__(kMatrixThreads, Width == 64 ? 2 : 1) attention
     if (end.empty && p.uniform_empty) put_means(p, s, key_head, t, 4, to);
     if (t == 0) put_lse(a, s, position[r], head[r], end.lse);
   }
+}
+
+template <DType T, int Width>
+int64_t launch_matrix(const AttentionArgs& a, heddle_cuda_job& job) {
+  const AttentionProblem& p = a.problem;
+  const int64_t bytes = matrix_shared(Width);
+  HEDDLE_ALLOW_SHARED((attention_matrix_kernel<T, Width>), bytes);
+  const dim3 grid(static_cast<unsigned>(row_blocks(p, kMatrixRows)), static_cast<unsigned>(p.key_heads));
+  HEDDLE_LAUNCH((attention_matrix_kernel<T, Width>), grid, dim3(kMatrixThreads), bytes, job.stream, a, aligned_rows(p),
+                serves_short(p));
+  return job.launched();
+}
+
+template <DType T>
+int64_t launch_matrix_attention(const AttentionArgs& a, heddle_cuda_job& job) {
+  const int32_t width = attention_width(a.problem);
+  if (width <= 32) return launch_matrix<T, 32>(a, job);
+  if (width <= 64) return launch_matrix<T, 64>(a, job);
+  if (width <= 128) return launch_matrix<T, 128>(a, job);
+  return launch_matrix<T, 256>(a, job);
 }
 
 }  // namespace heddle

@@ -20,8 +20,7 @@
 //
 // Pages that are no multiple of 16 slots, and value dims that are no multiple of 4, are first copied into pages that
 // are: memory and time of another pass over the visible keys. Not measured on a GPU yet.
-#include "attention/decode_part.cuh"
-#include "cuda/job.h"
+#include "attention/decode_rows.cuh"
 
 namespace heddle {
 namespace {
@@ -176,24 +175,6 @@ int64_t repack(DecodeLaunch& d, heddle_cuda_job& job) {
   });
 }
 
-template <CacheType T, int Pieces, int Width>
-int64_t launch_parts(DecodeLaunch& d, heddle_cuda_job& job) {
-  const AttentionProblem& p = d.a.problem;
-  const int64_t rows = p.queries * p.group();
-  d.row_tiles = static_cast<int32_t>(ceil_div(rows, kDecodeRows));
-  d.slices = static_cast<int32_t>(ceil_div(d.pools.value_dim, Width));
-  const int columns = d.pools.value_dim < Width ? d.pools.value_dim : Width;
-  const bool formed = p.softcap > 0.0f || p.alibi || !(p.scale > 0.0f);
-  const DecodeShared shared = decode_shared(Pieces, key_steps<T>(d.pools.key_words()),
-                                            static_cast<int>(rows < kDecodeRows ? rows : kDecodeRows), columns, formed);
-  const dim3 grid(static_cast<unsigned>(p.batch * d.max_parts),
-                  static_cast<unsigned>(p.key_heads * d.row_tiles * d.slices));
-  if (p.batch * d.max_parts > INT32_MAX || int64_t{p.key_heads} * d.row_tiles * d.slices > 65535) return kUnsupported;
-  HEDDLE_ALLOW_SHARED((decode_part_kernel<T, Pieces, Width>), shared.bytes);
-  HEDDLE_LAUNCH((decode_part_kernel<T, Pieces, Width>), grid, dim3(kDecodeThreads), shared.bytes, job.stream, d, shared);
-  return job.launched();
-}
-
 }  // namespace
 
 HEDDLE_CUDA_OP(decode_attention, DecodeAttentionArgs) {
@@ -219,15 +200,7 @@ HEDDLE_CUDA_OP(decode_attention, DecodeAttentionArgs) {
   int64_t status = kOk;
   if (a.page_size % kSlotBlock != 0 || p.value_dim % 4 != 0) status = repack(d, job);
   if (status != kOk) return status;
-  status = with_cache_type(a.cache_type, [&](auto type) {
-    constexpr CacheType T = decltype(type)::value;
-    const bool wide = d.pools.value_dim > 128;
-    // With q in bf16 its weights are rounded to bf16 as well, as in attention(); the float caches keep all bits.
-    if constexpr (T == CacheType::kBFloat16 || cache_is_integer(T)) {
-      if (p.type == DType::kBFloat16) return wide ? launch_parts<T, 1, 256>(d, job) : launch_parts<T, 1, 128>(d, job);
-    }
-    return wide ? launch_parts<T, 3, 256>(d, job) : launch_parts<T, 3, 128>(d, job);
-  });
+  status = with_cache_type(a.cache_type, [&](auto type) { return launch_decode_parts<decltype(type)::value>(d, job); });
   if (status != kOk) return status;
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(ceil_div(p.value_dim, kWarp)));
   HEDDLE_LAUNCH(decode_merge_kernel, grid, dim3(kMergeThreads), 0, job.stream, d);

@@ -16,15 +16,25 @@ inline DecodeShared decode_shared(int pieces, int steps, int rows, int columns, 
   return s;
 }
 
+// What a row of the tile sees: keys [lo, hi) of the part, the key of its own token, both counted from the part's first.
+struct alignas(16) PartRow {
+  int32_t lo, hi, own, head;
+};
+
 // blockIdx.x: batch entry and part; blockIdx.y: key head, tile of rows and slice of Width value columns. Pages of a
 // multiple of 16 slots, value dims a multiple of 4.
+//
+// 128 registers of a thread are sums where Width is 256: what is the same for a row or a page stands in shared memory,
+// and keys are counted from the part's first in 32 bits.
+// Where elements are split into pieces, ptxas would spill to fit three blocks on a multiprocessor.
 template <CacheType T, int Pieces, int Width>
-__global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunch d, DecodeShared layout) {
+__global__ void __launch_bounds__(kDecodeThreads, WordSteps<T>::kPieces > 1 ? 2 : 1) decode_part_kernel(DecodeLaunch d, DecodeShared layout) {
   using Steps = WordSteps<T>;
   constexpr int kGroups = Width / 32;
   // Loads under way, as far as registers reach without spills.
   [[maybe_unused]] constexpr int kUnroll = Width > 128 && Steps::kPieces > 1 ? 1 : Width > 128 || Pieces > 1 ? 2 : 4;
-  __shared__ PageBlock pages[kPartBlocks];  // where each 16 keys lie
+  __shared__ int64_t pages[kPartBlocks];  // where each 16 keys of the part lie for this key head, in 16 slots; -1: nowhere
+  __shared__ PartRow row_table[kDecodeRows];
   HEDDLE_DYNAMIC_SHARED(unsigned char, shared);
   auto* fragments = reinterpret_cast<uint4*>(shared);
   auto* results = reinterpret_cast<float*>(shared + layout.results);
@@ -39,10 +49,13 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
   const int64_t length = d.a.lengths[batch], start = d.a.starts[batch];
   const int64_t left = p.queries * group - first_row;
   const int rows = left < kDecodeRows ? static_cast<int>(left) : kDecodeRows;
-  const int64_t part_begin = (span.first + part) * span.keys, part_end = part_begin + span.keys;
-  const int64_t lowest = decode_row(p, length, key_head, first_row).lo;
-  const int64_t highest = decode_row(p, length, key_head, first_row + rows - 1).hi;
-  const int64_t begin = lowest > part_begin ? lowest : part_begin, end = highest < part_end ? highest : part_end;
+  const int64_t part_begin = (span.first + part) * span.keys;
+  auto in_part = [&](int64_t key) {
+    key -= part_begin;
+    return static_cast<int32_t>(key < 0 ? 0 : key > span.keys ? span.keys : key);
+  };
+  const int32_t begin = in_part(decode_row(p, length, key_head, first_row).lo);
+  const int32_t end = in_part(decode_row(p, length, key_head, first_row + rows - 1).hi);
   if (begin >= end) {
     for (int r = static_cast<int>(threadIdx.x); r < rows; r += kDecodeThreads) {
       float* to = partial_of(d, batch, part, key_head, first_row + r);
@@ -53,20 +66,24 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
   }
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int g = lane / 4, t = lane % 4;
-  const int64_t words = pools.key_words();
+  const int words = static_cast<int>(pools.key_words());
   const int steps = key_steps<T>(words);
   const bool formed = p.softcap > 0.0f || p.alibi || !(p.scale > 0.0f);
   const float unit = formed ? kLog2OfE : p.scale * kLog2OfE;
 
   // Which pages: looked up once for the whole part.
-  const int64_t first_block = begin / kDecodeTile * (kDecodeTile / kSlotBlock);
-  for (int64_t i = threadIdx.x; first_block + i < ceil_div(end, kDecodeTile) * (kDecodeTile / kSlotBlock); i += kDecodeThreads) {
-    const int64_t key = (first_block + i) * kSlotBlock;
-    pages[i] = {-1, 0};
+  for (int i = begin / kDecodeTile * kTileBlocks + static_cast<int>(threadIdx.x); i * kSlotBlock < end + kDecodeTile &&
+       i < kPartBlocks; i += kDecodeThreads) {
+    const int64_t key = part_begin + i * kSlotBlock;
+    pages[i] = -1;
     if (key >= start && key < length) {
       const PageSlot x = page_slot(pools, d.a.table + batch * d.a.table_stride, start, key);
-      pages[i] = {static_cast<int32_t>(x.page), static_cast<int32_t>(x.slot / kSlotBlock)};
+      pages[i] = (x.page * pools.key_heads + key_head) * (pools.slots() / kSlotBlock) + x.slot / kSlotBlock;
     }
+  }
+  if (threadIdx.x < kDecodeRows) {
+    const DecodeRow row = decode_row(p, length, key_head, first_row + threadIdx.x);
+    row_table[threadIdx.x] = {in_part(row.lo), in_part(row.hi), static_cast<int32_t>(row.own - part_begin), row.head};
   }
   // q as A fragments.
   for (int i = static_cast<int>(threadIdx.x); i < steps * kWarp; i += kDecodeThreads) {
@@ -93,14 +110,10 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
   }
   __syncthreads();
 
-  const DecodeRow own[2] = {decode_row(p, length, key_head, first_row + g), decode_row(p, length, key_head, first_row + g + 8)};
-  const int64_t blocks_of_page = pools.slots() / kSlotBlock;
-  const int64_t key_bytes = kSlotBlock * words * cache_word_bytes(T);
-  const int64_t value_bytes = int64_t{kSlotBlock / cache_group(T)} * pools.value_dim * cache_word_bytes(T);
-  // Which 16 slots of this key head, and their first byte.
-  auto index_of = [&](const PageBlock& at) { return (at.page * pools.key_heads + key_head) * blocks_of_page + at.block; };
-  auto block_of = [&](const void* pool, const PageBlock& at, int64_t bytes) {
-    return at.page < 0 ? nullptr : static_cast<const char*>(pool) + index_of(at) * bytes;
+  const int32_t key_bytes = kSlotBlock * words * cache_word_bytes(T);
+  const int32_t value_bytes = kSlotBlock / cache_group(T) * pools.value_dim * cache_word_bytes(T);
+  auto block_of = [&](const void* pool, int64_t index, int32_t bytes) {
+    return index < 0 ? nullptr : static_cast<const char*>(pool) + index * bytes;
   };
   const int32_t column = slice * Width;
   const int32_t columns = pools.value_dim - column < Width ? pools.value_dim - column : Width;
@@ -109,29 +122,28 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
   float m[2] = {kNegInf, kNegInf}, total[2] = {0.0f, 0.0f};
   bool odd[2] = {false, false};
 #pragma unroll 1
-  for (int64_t tile = part_begin + warp * kDecodeTile; tile < end; tile += kDecodeWarps * kDecodeTile) {
+  for (int32_t tile = warp * kDecodeTile; tile < end; tile += kDecodeWarps * kDecodeTile) {
     if (tile + kDecodeTile <= begin) continue;
-    const int at = static_cast<int>(tile / kSlotBlock - first_block);
-    const PageBlock key_page = pages[at + g / 4], value_page = pages[at + t / 2];
+    const int64_t* tile_pages = pages + tile / kSlotBlock;
     // What comes next is asked for while this tile is computed.
     if (tile + kDecodeWarps * kDecodeTile < end) {
-      const PageBlock next = pages[at + kDecodeWarps * (kDecodeTile / kSlotBlock) + lane / 16];
-      if (next.page >= 0) {
+      const int64_t next = tile_pages[kDecodeWarps * kTileBlocks + lane / 16];
+      if (next >= 0) {
         const char* k = block_of(pools.keys, next, key_bytes);
         const char* v = block_of(pools.values, next, value_bytes);
-        for (int64_t o = lane % 16 * 128; o < key_bytes; o += 16 * 128) prefetch_l2(k + o);
-        for (int64_t o = lane % 16 * 128; o < value_bytes; o += 16 * 128) prefetch_l2(v + o);
+        for (int32_t o = lane % 16 * 128; o < key_bytes; o += 16 * 128) prefetch_l2(k + o);
+        for (int32_t o = lane % 16 * 128; o < value_bytes; o += 16 * 128) prefetch_l2(v + o);
       }
     }
 
     float z[4][4] = {};
-    const char* keys = block_of(pools.keys, key_page, key_bytes);
+    const char* keys = block_of(pools.keys, tile_pages[g / 4], key_bytes);
 #pragma unroll kUnroll
     for (int s = 0; s < steps; s += Steps::kDepth) {
       Fragments<T> f;
       f.fill([&](int i) {
         // The word column of half i; of fp32 and fp16 the dim of half i / 2 and element i % 2.
-        const int64_t c = T == CacheType::kBFloat16                                       ? 8 * s + 4 * i + t
+        const int c = T == CacheType::kBFloat16                                       ? 8 * s + 4 * i + t
                           : T == CacheType::kFloat32 || T == CacheType::kFloat16 ? 16 * s + 2 * t + i / 2 * 8 + i % 2
                                                                                  : 4 * (s / Steps::kDepth) + t;
         return load_words<T>(keys, c * kSlotBlock + 4 * (g % 4), keys && c < words);
@@ -148,15 +160,13 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
       }
     }
     // z[r][e]: row g (e < 2) or g + 8, key tile + 8t + r + 4 (e % 2).
-    float value_scale[8];
     if constexpr (cache_is_integer(T)) {
-      const int64_t slot = index_of(value_page) * kSlotBlock + t % 2 * 8;
+      const int64_t page = tile_pages[t / 2], slot = page * kSlotBlock + t % 2 * 8;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const float k = value_page.page < 0 ? 0.0f : __ldg(pools.key_scales + slot + i);
-        value_scale[i] = value_page.page < 0 ? 0.0f : __ldg(pools.value_scales + slot + i);
-        z[i % 4][i / 4] *= k;
-        z[i % 4][2 + i / 4] *= k;
+        const float scale = page < 0 ? 0.0f : __ldg(pools.key_scales + slot + i);
+        z[i % 4][i / 4] *= scale;
+        z[i % 4][2 + i / 4] *= scale;
       }
     }
     if (formed) {
@@ -166,12 +176,9 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
       for (int i = 0; i < 16; ++i) own_logits[i * kDecodeThreads] = z[i / 4][i % 4];
 #pragma unroll 1
       for (int i = 0; i < 16; ++i) {
-        const bool second = i % 4 >= 2;
-        DecodeRow row;
-        row.head = second ? own[1].head : own[0].head;
-        row.own = second ? own[1].own : own[0].own;
+        const PartRow row = row_table[g + i % 4 / 2 * 8];
         float* logit = own_logits + i * kDecodeThreads;
-        *logit = decode_logit(p, row, tile + 8 * t + i / 4 + i % 2 * 4, *logit);
+        *logit = decode_logit(p, row.head, row.own - (tile + 8 * t + i / 4 + i % 2 * 4), *logit);
       }
 #pragma unroll
       for (int i = 0; i < 16; ++i) z[i / 4][i % 4] = own_logits[i * kDecodeThreads];
@@ -179,12 +186,13 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
     float keep[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
+      const int32_t lo = row_table[g + 8 * h].lo, hi = row_table[g + 8 * h].hi;
       float top = kNegInf;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         float& x = z[i % 4][2 * h + i / 4];
-        const int64_t key = tile + 8 * t + i;
-        if (key < own[h].lo || key >= own[h].hi) x = kNegInf;
+        const int32_t key = tile + 8 * t + i;
+        if (key < lo || key >= hi) x = kNegInf;
         else if (!(fabsf(x) < HUGE_VALF)) odd[h] = true;
         top = fmaxf(top, x);
       }
@@ -200,13 +208,20 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
         float& x = z[i % 4][2 * h + i / 4];
         x = x == kNegInf ? 0.0f : exp2f(fmaf(x, unit, -base));
         sum += x;
-        if constexpr (cache_is_integer(T)) {
-          if (x != 0.0f) x *= value_scale[i];
-        }
       }
       sum += __shfl_xor_sync(kFullMask, sum, 1);
       sum += __shfl_xor_sync(kFullMask, sum, 2);
       total[h] = fmaf(total[h], keep[h], sum);
+    }
+    if constexpr (cache_is_integer(T)) {
+      const int64_t page = tile_pages[t / 2], slot = page * kSlotBlock + t % 2 * 8;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float scale = page < 0 ? 0.0f : __ldg(pools.value_scales + slot + i);
+        float &first = z[i % 4][i / 4], &second = z[i % 4][2 + i / 4];
+        if (first != 0.0f) first *= scale;
+        if (second != 0.0f) second *= scale;
+      }
     }
     if (__any_sync(kFullMask, keep[0] != 1.0f || keep[1] != 1.0f)) {
 #pragma unroll
@@ -227,7 +242,7 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
         w[s][j][3] = take_piece(z[2][2 + s], z[3][2 + s]);
       }
     }
-    const char* values = block_of(pools.values, value_page, value_bytes);
+    const char* values = block_of(pools.values, tile_pages[t / 2], value_bytes);
     const int first = t % 2 * 8;  // slot of the lane's eight in its block
 #pragma unroll
     for (int n = 0; n < kGroups; ++n) {
@@ -243,7 +258,7 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
                           : T == CacheType::kFloat32 || T == CacheType::kFloat16 ? first + 4 * s + i
                           : T == CacheType::kInt8                                ? first / 4 + s
                                                                                  : first / 8;
-          return load_words<T>(values, int64_t{row} * pools.value_dim + column + dim, present);
+          return load_words<T>(values, row * pools.value_dim + column + dim, present);
         });
 #pragma unroll
         for (int depth = 0; depth < Steps::kDepth; ++depth) multiply_pieces<Pieces, T>(out + n * 4, w[s + depth], f, depth);
@@ -262,7 +277,8 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
     odd[h] = odd[h] || check != 0.0f;
     odd[h] = __shfl_xor_sync(kFullMask, static_cast<int>(odd[h]), 1) || odd[h];
     odd[h] = __shfl_xor_sync(kFullMask, static_cast<int>(odd[h]), 2) || odd[h];
-    if (own[h].exists && !odd[h]) {
+    const bool exists = g + 8 * h < rows;
+    if (exists && !odd[h]) {
       float* to = mine + (g + 8 * h) * stride;
       if (t == 0) {
         to[0] = m[h];
@@ -277,12 +293,12 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
         }
       }
     }
-    uint32_t again = __ballot_sync(kFullMask, own[h].exists && odd[h] && t == 0);
+    uint32_t again = __ballot_sync(kFullMask, exists && odd[h] && t == 0);
 #pragma unroll 1
     for (; again; again &= again - 1) {
       const int r = (__ffs(static_cast<int>(again)) - 1) / 4 + 8 * h;
-      careful_row<T>(d, batch, key_head, first_row + r, begin, end, part_begin + warp * kDecodeTile, column, columns, formed,
-                     unit, mine + r * stride);
+      careful_row<T>(d, batch, key_head, first_row + r, part_begin + begin, part_begin + end, part_begin + warp * kDecodeTile,
+                     column, columns, formed, unit, mine + r * stride);
     }
   }
   __syncthreads();
@@ -309,6 +325,34 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_part_kernel(DecodeLaunc
       to[1] = sum;
     }
   }
+}
+
+template <CacheType T, int Pieces, int Width>
+int64_t launch_parts(DecodeLaunch& d, heddle_cuda_job& job) {
+  const AttentionProblem& p = d.a.problem;
+  const int64_t rows = p.queries * p.group();
+  d.row_tiles = static_cast<int32_t>(ceil_div(rows, kDecodeRows));
+  d.slices = static_cast<int32_t>(ceil_div(d.pools.value_dim, Width));
+  const int columns = d.pools.value_dim < Width ? d.pools.value_dim : Width;
+  const bool formed = p.softcap > 0.0f || p.alibi || !(p.scale > 0.0f);
+  const DecodeShared shared = decode_shared(Pieces, key_steps<T>(d.pools.key_words()),
+                                            static_cast<int>(rows < kDecodeRows ? rows : kDecodeRows), columns, formed);
+  const dim3 grid(static_cast<unsigned>(p.batch * d.max_parts),
+                  static_cast<unsigned>(p.key_heads * d.row_tiles * d.slices));
+  if (p.batch * d.max_parts > INT32_MAX || int64_t{p.key_heads} * d.row_tiles * d.slices > 65535) return kUnsupported;
+  HEDDLE_ALLOW_SHARED((decode_part_kernel<T, Pieces, Width>), shared.bytes);
+  HEDDLE_LAUNCH((decode_part_kernel<T, Pieces, Width>), grid, dim3(kDecodeThreads), shared.bytes, job.stream, d, shared);
+  return job.launched();
+}
+
+template <CacheType T>
+int64_t launch_decode_parts(DecodeLaunch& d, heddle_cuda_job& job) {
+  const bool wide = d.pools.value_dim > 128;
+  // With q in bf16 its weights are rounded to bf16 as well, as in attention(); the float caches keep all bits.
+  if constexpr (T == CacheType::kBFloat16 || cache_is_integer(T)) {
+    if (d.a.problem.type == DType::kBFloat16) return wide ? launch_parts<T, 1, 256>(d, job) : launch_parts<T, 1, 128>(d, job);
+  }
+  return wide ? launch_parts<T, 3, 256>(d, job) : launch_parts<T, 3, 128>(d, job);
 }
 
 }  // namespace heddle

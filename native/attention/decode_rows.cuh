@@ -2,18 +2,14 @@
 #pragma once
 #include "attention/attention_rows.cuh"
 #include "attention/decode_words.cuh"
+#include "cuda/job.h"
 #include "cuda/warp.cuh"
 
 namespace heddle {
 
 constexpr int kDecodeRows = 16, kDecodeWarps = 4, kDecodeThreads = kDecodeWarps * kWarp;
 constexpr int kDecodeTile = 32;  // keys of a warp at a time
-constexpr int kPartBlocks = kDecodePart / kSlotBlock;
-
-// Sixteen slots of a page; no page: -1.
-struct PageBlock {
-  int32_t page, block;
-};
+constexpr int kPartBlocks = kDecodePart / kSlotBlock, kTileBlocks = kDecodeTile / kSlotBlock;
 
 struct DecodeLaunch {
   DecodeAttentionArgs a;
@@ -21,6 +17,9 @@ struct DecodeLaunch {
   int64_t max_parts = 0;   // of any sequence
   int32_t row_tiles = 1, slices = 1;
 };
+// Launches decode_part_kernel (decode_part.cuh) for a cache of type T: one file per type, since nvcc takes long for each.
+template <CacheType T>
+int64_t launch_decode_parts(DecodeLaunch& d, heddle_cuda_job& job);
 
 // Keys of a part. It depends on the sequence's own visible keys alone, so that its bits do not depend on the batch:
 // short sequences get smaller parts, since 8 heads x 4096 keys should still fill 132 multiprocessors.
@@ -80,10 +79,11 @@ __device__ inline DecodeRow decode_row(const AttentionProblem& p, int64_t length
 __device__ inline int64_t query_start(const AttentionProblem& p, int64_t batch, int64_t row) {
   return batch * p.query_stride[0] + row / p.group() * p.query_stride[1];
 }
-__device__ inline float decode_logit(const AttentionProblem& p, const DecodeRow& row, int64_t key, float product) {
+// `distance`: of the key from the row's own token.
+__device__ inline float decode_logit(const AttentionProblem& p, int32_t head, int64_t distance, float product) {
   float z = product * p.scale;
   if (p.softcap > 0.0f) z = tanhf(z / p.softcap) * p.softcap;
-  if (p.alibi) z -= p.alibi[row.head] * static_cast<float>(row.own - key);
+  if (p.alibi) z -= p.alibi[head] * static_cast<float>(distance);
   return z;
 }
 
@@ -120,7 +120,7 @@ __device__ inline void careful_row(const DecodeLaunch& d, int64_t batch, int64_t
         product *= d.pools.key_scales[scale_at];
         scale = d.pools.value_scales[scale_at];
       }
-      z = formed ? decode_logit(p, row, key, product) : product;
+      z = formed ? decode_logit(p, row.head, row.own - key, product) : product;
     }
     // A negative scale without other transforms forms its logits, so that unit is positive.
     const float top = fmaxf(m, warp_max(z != z ? kNegInf : z) * unit), base = top == kNegInf ? 0.0f : top;

@@ -1,12 +1,17 @@
 // The one place where an attention op meets the instruction set chosen at run time; planning and scratch.
+#include <algorithm>
+
 #include "attention/attention.h"
 #include "attention/attention_backward.h"
 #include "attention/rotary_embedding.h"
 
+#include <new>
+#include <thread>
+
 namespace heddle {
 
 HEDDLE_DEFINE_OP(attention_units, AttentionArgs)
-HEDDLE_DEFINE_OP(attention_backward, AttentionBackwardArgs)
+HEDDLE_DEFINE_OP(attention_backward_units, AttentionBackwardArgs)
 HEDDLE_DEFINE_OP(rotary_embedding, RotaryEmbeddingArgs)
 
 Status attention(const AttentionArgs& args, const Exec& exec) {
@@ -17,6 +22,51 @@ Status attention(const AttentionArgs& args, const Exec& exec) {
   return attention_units(planned, exec);
 }
 
+PanelProgress::~PanelProgress() { delete[] done_; }
+
+bool PanelProgress::reset(int64_t panels) {
+  delete[] done_;
+  done_ = new (std::nothrow) std::atomic<int64_t>[static_cast<size_t>(panels)];
+  for (int64_t i = 0; done_ && i < panels; ++i) done_[i].store(0, std::memory_order_relaxed);
+  return done_ != nullptr;
+}
+
+void PanelProgress::set(int64_t panel, int64_t blocks) { done_[panel].store(blocks, std::memory_order_release); }
+
+bool PanelProgress::wait(int64_t panel, int64_t blocks, const Exec& exec) const {
+  for (int spins = 0; done_[panel].load(std::memory_order_acquire) < blocks; ++spins) {
+    if (exec.cancelled()) return false;
+    if (spins > 64) std::this_thread::yield();
+  }
+  return true;
+}
+
+Status attention_backward(const AttentionBackwardArgs& args, const Exec& exec) {
+  const AttentionProblem& p = args.problem;
+  BackwardPlan plan;
+  plan.join_batch = args.bias_grad && ((p.batch > 1 && p.bias_stride[0] == 0) || (p.inner > 1 && p.inner_stride.bias == 0));
+  plan.join_heads = args.bias_grad && p.key_heads > 1 && p.bias_stride[1] == 0;
+  const int64_t units = p.sequences() * p.key_heads;
+  if (exec.threads > 1 && units < 4 * exec.threads && !plan.join_batch && !plan.join_heads) {
+    int64_t keys = 0;
+    for (int64_t i = 0; i < p.sequences(); ++i) {
+      const Sequence s = sequence_of(p, i);
+      const int64_t floats = (backward_row_floats(p, s.queries * p.group(), s.keys) + 15) / 16 * 16;
+      if (floats > plan.unit_floats) plan.unit_floats = floats;
+      if (s.keys > keys) keys = s.keys;
+    }
+    const int panel = backward_panel_keys(p.head_dim, p.value_dim);
+    const int64_t panels = (keys + panel - 1) / panel;
+    // Without the memory, a unit is one thread's.
+    if (panels > 1 && plan.rows.reset(static_cast<size_t>(units * plan.unit_floats)) && plan.progress.reset(units * panels)) {
+      plan.panels = panels;
+    }
+  }
+  AttentionBackwardArgs planned = args;
+  planned.plan = &plan;
+  return attention_backward_units(planned, exec);
+}
+
 void Failure::set() { failed_.store(1, std::memory_order_relaxed); }
 bool Failure::get() const { return failed_.load(std::memory_order_relaxed) != 0; }
 
@@ -25,9 +75,11 @@ void* attention_scratch(int64_t bytes) { return Workspace::local().get(static_ca
 bool make_plan(const AttentionProblem& p, int threads, AttentionPlan* plan) {
   const int64_t sequences = p.sequences(), group = p.group();
   if (group == 0) return true;
-  // Packed q and the sums of a unit take at most half a MiB, so that they and a key panel share L2.
-  int64_t rows = (int64_t{512} << 10) / (4 * (p.head_dim + p.value_dim));
-  if (rows > 1024) rows = 1024;
+  // Packed q and the sums of a unit take half of L2 (512 KiB to 1 MiB), which they share with a key panel. Many rows pay:
+  // every unit packs all keys that it sees.
+  const int64_t room = std::clamp<int64_t>(cpu_features().l2_bytes / 2, 512 << 10, 1 << 20);
+  int64_t rows = room / (4 * (p.head_dim + p.value_dim));
+  if (rows > 2048) rows = 2048;
   int64_t block = rows / group > 1 ? rows / group : 1;
   auto count = [&](int64_t b) {
     int64_t n = 0;
@@ -78,8 +130,8 @@ AttentionUnit unit_of(const AttentionProblem& p, const AttentionPlan& plan, int6
   AttentionUnit u;
   u.sequence = sequence_of(p, s);
   const int64_t blocks = (u.sequence.queries + plan.block - 1) / plan.block;
-  u.key_head = at / blocks;
-  const int64_t block = blocks - 1 - at % blocks;  // causal: the longest first
+  u.key_head = at % p.key_heads;
+  const int64_t block = blocks - 1 - at / p.key_heads;  // causal: the longest first
   u.begin = block * plan.block;
   u.end = u.begin + plan.block < u.sequence.queries ? u.begin + plan.block : u.sequence.queries;
   return u;

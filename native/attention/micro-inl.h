@@ -159,6 +159,26 @@ HEDDLE_INLINE float exp_row(float* s, const Run* runs, int run_count, float fact
   return reduce_add(add(sum[0], sum[1]));
 }
 
+// The same for one sub-panel of several rows; minus[r] is -shift, lanes[r] the 2 W sums of exp_row.
+HEDDLE_INLINE void exp_sub(float* s, int rows, float factor, const float* minus, float* lanes) {
+  const vf f = set1(factor);
+  for (int r = 0; r < rows; ++r) {
+    const vf m = set1(minus[r]);
+    vf sum[2] = {load(lanes), load(lanes + W)};
+    for (int j = 0; j < kSub; j += 2 * W) {
+      const vf a = exp2_lanes(fma(load(s + j), f, m)), b = exp2_lanes(fma(load(s + j + W), f, m));
+      store(s + j, a);
+      store(s + j + W, b);
+      sum[0] = add(sum[0], a);
+      sum[1] = add(sum[1], b);
+    }
+    store(lanes, sum[0]);
+    store(lanes + W, sum[1]);
+    s += kScoreStride;
+    lanes += kColumns;
+  }
+}
+
 // One key has weight 1: 2^(s * factor - shift) is 1 but for a rounding, which would show in a row that is a value.
 HEDDLE_INLINE void set_only_weight(float* s, float* sum) {
   if (*sum > 0.0f) s[0] = *sum = 1.0f;

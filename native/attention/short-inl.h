@@ -1,6 +1,6 @@
 // Sequences whose keys fit one panel: a row's softmax is complete after one pass over its scores, so sums are neither
-// cleared, scaled nor read back, and q is copied as rows instead of transposed. The bits are those of the long way:
-// the chains are the same, and a first panel multiplies sums of 0 by an alpha of 0.
+// cleared, scaled nor read back, and q is copied as rows instead of transposed. The shift is the row's
+// largest logit.
 
 HEDDLE_INLINE bool is_short(const AttentionProblem& p, const Sequence& s) {
   return s.keys > 0 && s.keys <= panel_keys(p.head_dim, p.value_dim) && !has_transform(p);

@@ -91,6 +91,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   register_nn(env, exports);
   register_moe(env, exports);
   register_experts(env, exports);
+  register_matrices(env, exports);
   register_attention(env, exports);
   register_privacy(env, exports);
   register_training(env, exports);

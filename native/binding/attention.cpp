@@ -197,21 +197,21 @@ void advise_huge_pages(const Napi::CallbackInfo& info) {
 Napi::Value rotary_embedding_call(const Napi::CallbackInfo& info) {
   Call call(info);
   RotaryEmbeddingArgs a;
-  a.x = call.array<void>();
+  a.x = call.array<const void>();
   a.type = call.dtype();
   a.batch = call.integer();
   a.length = call.integer();
   a.heads = call.integer();
   a.dim = static_cast<int32_t>(call.integer());
-  a.positions = call.array<int32_t>();
+  a.positions = call.array<const int32_t>();
   a.axis_stride = call.integer();
   a.batch_stride = call.integer();
   a.offset = call.integer();
-  a.frequency = call.array<double>();
-  a.axis = call.array<int32_t>();
+  a.frequency = call.array<const double>();
+  a.axis = call.array<const int32_t>();
   a.count = static_cast<int32_t>(call.integer());
-  a.angle = call.array<int32_t>();
-  a.partner = call.array<int32_t>();
+  a.angle = call.array<const int32_t>();
+  a.partner = call.array<const int32_t>();
   a.factor = static_cast<float>(call.number());
   a.out = call.array<void>();
   return call.submit(std::move(a), rotary_embedding);
@@ -317,6 +317,7 @@ void register_cuda_attention(CudaExports& ops) {
   ops.add("attentionBackward", attention_backward_call, "heddle_cuda_attention_backward");
   ops.add("factorizedAttentionBackward", factorized_attention_backward_call,
           "heddle_cuda_factorized_attention_backward");
+  ops.add("rotaryEmbedding", rotary_embedding_call, "heddle_cuda_rotary_embedding");
 }
 
 }  // namespace heddle::binding

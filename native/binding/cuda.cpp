@@ -146,6 +146,8 @@ Napi::Value open_cuda(const Napi::CallbackInfo& info) {
   CudaExports collect(env, library, ops);
   register_cuda_moe(collect);
   register_cuda_experts(collect);
+  register_cuda_matrices(collect);
+  register_cuda_nn(collect);
   register_cuda_attention(collect);
   register_cuda_privacy(collect);
   out.Set("ops", ops);

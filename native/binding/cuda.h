@@ -59,6 +59,8 @@ void register_cuda(Napi::Env env, Napi::Object exports);
 // Each family adds its CUDA ops.
 void register_cuda_moe(CudaExports& ops);
 void register_cuda_experts(CudaExports& ops);
+void register_cuda_matrices(CudaExports& ops);
+void register_cuda_nn(CudaExports& ops);
 void register_cuda_attention(CudaExports& ops);
 void register_cuda_privacy(CudaExports& ops);
 

@@ -1,53 +1,16 @@
-// Packed weights for JavaScript: handles that own native memory, and the ops on them.
-//
-// A handle is an External holding a shared_ptr: a running job holds the object too, so dispose() while a forward
-// runs frees the memory when that forward ends. The garbage collector is the backstop, and is told the size.
+// Expert weights for JavaScript, and the ops on packed weights other than linear (matrices.cpp).
 #include "attention/patch_embed.h"
 #include "binding/addon.h"
 #include "binding/call.h"
 #include "binding/cuda.h"
-#include "gemm/linear.h"
+#include "binding/device_args.h"
+#include "binding/handle.h"
 #include "moe/experts.h"
 #include "moe/experts_backward.h"
-#include "moe/experts_device.h"
 #include "nn/fused_linear.h"
 
 namespace heddle::binding {
 namespace {
-
-template <class T>
-struct Handle {
-  std::shared_ptr<T> object;
-  int64_t accounted = 0;
-};
-
-template <class T>
-Napi::Value make_handle(Napi::Env env, std::shared_ptr<T> object) {
-  auto* h = new Handle<T>{std::move(object), 0};
-  return Napi::External<Handle<T>>::New(env, h, [](Napi::Env e, Handle<T>* p) {
-    if (p->accounted) Napi::MemoryManagement::AdjustExternalMemory(e, -p->accounted);
-    delete p;
-  });
-}
-
-// Tells the collector the current size and returns it.
-template <class T>
-Napi::Value account(const Napi::CallbackInfo& info) {
-  auto* h = info[0].As<Napi::External<Handle<T>>>().Data();
-  const int64_t bytes = h->object ? h->object->bytes() : 0;
-  Napi::MemoryManagement::AdjustExternalMemory(info.Env(), bytes - h->accounted);
-  h->accounted = bytes;
-  return Napi::Number::New(info.Env(), static_cast<double>(bytes));
-}
-
-template <class T>
-Napi::Value release(const Napi::CallbackInfo& info) {
-  auto* h = info[0].As<Napi::External<Handle<T>>>().Data();
-  h->object.reset();
-  Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -h->accounted);
-  h->accounted = 0;
-  return info.Env().Undefined();
-}
 
 Napi::Value create_bank(const Napi::CallbackInfo& info) {
   auto number = [&](size_t i) { return info[i].As<Napi::Number>().DoubleValue(); };
@@ -142,10 +105,10 @@ Napi::Value experts_forward_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), experts_forward);
 }
 
-// Bytes of one expert on the device: (bank).
+// Bytes of one expert on the device: (bank), whose first expert is packed.
 Napi::Value expert_image_bytes(const Napi::CallbackInfo& info) {
   const auto& bank = info[0].As<Napi::External<Handle<ExpertBank>>>().Data()->object;
-  return Napi::Number::New(info.Env(), static_cast<double>(image_of(*bank).bytes));
+  return Napi::Number::New(info.Env(), static_cast<double>(image_of(*bank, 0).bytes));
 }
 
 Napi::Value layout_expert_call(const Napi::CallbackInfo& info) {
@@ -157,7 +120,7 @@ Napi::Value layout_expert_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), layout_expert);
 }
 
-// A bank on the device: its memory, then the numbers of lib/moe/deviceExperts.ts in its order; null twice for none.
+// A bank on the device: its memory, then the numbers of lib/moe/packedExperts.ts in its order; null twice for none.
 DeviceBank device_bank(Call& call) {
   DeviceBank b;
   b.data = call.array<const char>();
@@ -177,23 +140,14 @@ DeviceBank device_bank(Call& call) {
   return b;
 }
 
-Status no_cpu_form(const ExpertsDeviceArgs&, const Exec&) { return kUnsupported; }
+template <class Args>
+Status no_cpu_form(const Args&, const Exec&) {
+  return kUnsupported;
+}
 
 Napi::Value experts_device_call(const Napi::CallbackInfo& info) {
   Call call(info);
-  ExpertsDeviceArgs a;
-  a.bank = device_bank(call);
-  a.shared = device_bank(call);
-  a.shared_gate = call.array<const float>();
-  a.x = call.array<const void>();
-  a.type = call.dtype();
-  a.tokens = call.integer();
-  a.k = call.integer();
-  a.indices = call.array<const int32_t>();
-  a.weights = call.array<const float>();
-  a.out = call.array<void>();
-  a.out_type = call.dtype();
-  return call.submit(std::move(a), no_cpu_form);
+  return call.submit(experts_device_args(call), no_cpu_form);
 }
 
 Napi::Value experts_backward_call(const Napi::CallbackInfo& info) {
@@ -241,44 +195,6 @@ Napi::Value experts_backward_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), experts_backward);
 }
 
-Napi::Value create_matrix(const Napi::CallbackInfo& info) {
-  return make_handle(info.Env(), std::make_shared<PackedMatrix>());
-}
-
-Napi::Value pack_matrix_call(const Napi::CallbackInfo& info) {
-  Call call(info);
-  PackMatrixArgs a;
-  a.matrix = call.handle<Handle<PackedMatrix>>()->object;
-  a.type = static_cast<PackType>(call.integer());
-  a.source.data = call.array<void>();
-  a.source.type = call.dtype();
-  a.n = call.integer();
-  a.k = call.integer();
-  a.source.n_stride = call.integer();
-  a.source.k_stride = call.integer();
-  a.options.group = call.integer();
-  a.options.symmetric = call.boolean();
-  a.options.search = call.boolean();
-  a.options.mean_square = call.array<float>();
-  a.source.scale = call.array<float>();
-  a.source.scale_columns = (a.k + kBlock - 1) / kBlock;
-  return call.submit(std::move(a), pack_matrix_job);
-}
-
-Napi::Value linear_call(const Napi::CallbackInfo& info) {
-  Call call(info);
-  LinearArgs a;
-  a.weight = call.handle<Handle<PackedMatrix>>()->object;
-  a.x = call.array<void>();
-  a.type = call.dtype();
-  a.rows = call.integer();
-  a.bias = call.array<float>();
-  a.activation = static_cast<LinearActivation>(call.integer());
-  a.out = call.array<void>();
-  a.out_type = call.dtype();
-  return call.submit(std::move(a), linear);
-}
-
 Napi::Value fused_linear_call(const Napi::CallbackInfo& info) {
   Call call(info);
   FusedLinearArgs a;
@@ -313,32 +229,39 @@ Napi::Value fused_linear_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), fused_linear);
 }
 
+// The numbers of lib/attention/patchEmbed.ts, and what follows them, in its order.
+PatchProblem patch_problem(Call& call) {
+  PatchProblem p;
+  const double* n = call.host_array<double>();
+  auto integer = [&] { return static_cast<int64_t>(*n++); };
+  p.batch = integer();
+  p.channels = integer();
+  p.batch_stride = integer();
+  p.channel_stride = integer();
+  for (int64_t* three : {p.pixel_stride, p.grid, p.size, p.step}) {
+    for (int i = 0; i < 3; ++i) three[i] = integer();
+  }
+  p.start = integer();
+  p.channels_last = integer() != 0;
+  p.out_rows = integer();
+  p.out_first = integer();
+  p.video = call.array<const void>();
+  p.type = call.dtype();
+  p.scale = call.array<const float>();
+  p.shift = call.array<const float>();
+  p.indices = call.array<const int32_t>();
+  p.batch_offsets = call.array<const int32_t>();
+  p.bias = call.array<const float>();
+  p.out = call.array<void>();
+  p.out_type = call.dtype();
+  return p;
+}
+
 Napi::Value patch_embed_call(const Napi::CallbackInfo& info) {
   Call call(info);
   PatchEmbedArgs a;
   a.weight = call.handle<Handle<PackedMatrix>>()->object;
-  const double* n = call.array<double>();  // the numbers of lib/attention/patchEmbed.ts, in its order
-  auto integer = [&] { return static_cast<int64_t>(*n++); };
-  a.batch = integer();
-  a.channels = integer();
-  a.batch_stride = integer();
-  a.channel_stride = integer();
-  for (int64_t* three : {a.pixel_stride, a.grid, a.size, a.step}) {
-    for (int i = 0; i < 3; ++i) three[i] = integer();
-  }
-  a.start = integer();
-  a.channels_last = integer() != 0;
-  a.out_rows = integer();
-  a.out_first = integer();
-  a.video = call.array<void>();
-  a.type = call.dtype();
-  a.scale = call.array<float>();
-  a.shift = call.array<float>();
-  a.indices = call.array<int32_t>();
-  a.batch_offsets = call.array<int32_t>();
-  a.bias = call.array<float>();
-  a.out = call.array<void>();
-  a.out_type = call.dtype();
+  a.problem = patch_problem(call);
   for (int i = 0; i < 2; ++i) {
     a.add[i] = call.array<float>();
     a.add_index[i] = call.array<int32_t>();
@@ -347,7 +270,36 @@ Napi::Value patch_embed_call(const Napi::CallbackInfo& info) {
   return call.submit(std::move(a), patch_embed);
 }
 
+// Weights as they come: matrix, type, outputs, inputs; then the tokens to compute and the problem.
+Napi::Value patch_embed_device_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  PatchEmbedDeviceArgs a;
+  a.weight = call.array<const void>();
+  a.weight_type = call.dtype();
+  a.columns = call.integer();
+  a.k = call.integer();
+  a.rows = call.integer();
+  a.problem = patch_problem(call);
+  return call.submit(std::move(a), no_cpu_form);
+}
+
 }  // namespace
+
+ExpertsDeviceArgs experts_device_args(Call& call) {
+  ExpertsDeviceArgs a;
+  a.bank = device_bank(call);
+  a.shared = device_bank(call);
+  a.shared_gate = call.array<const float>();
+  a.x = call.array<const void>();
+  a.type = call.dtype();
+  a.tokens = call.integer();
+  a.k = call.integer();
+  a.indices = call.array<const int32_t>();
+  a.weights = call.array<const float>();
+  a.out = call.array<void>();
+  a.out_type = call.dtype();
+  return a;
+}
 
 void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("createBank", Napi::Function::New(env, create_bank));
@@ -361,17 +313,13 @@ void register_experts(Napi::Env env, Napi::Object exports) {
   exports.Set("evictExpert", Napi::Function::New(env, evict_expert));
   exports.Set("setBankBytes", Napi::Function::New(env, set_bank_bytes));
   exports.Set("releaseBank", Napi::Function::New(env, release<ExpertBank>));
-  exports.Set("createMatrix", Napi::Function::New(env, create_matrix));
-  exports.Set("packMatrix", Napi::Function::New(env, pack_matrix_call));
-  exports.Set("linear", Napi::Function::New(env, linear_call));
   exports.Set("fusedLinear", Napi::Function::New(env, fused_linear_call));
   exports.Set("patchEmbed", Napi::Function::New(env, patch_embed_call));
-  exports.Set("accountMatrix", Napi::Function::New(env, account<PackedMatrix>));
-  exports.Set("releaseMatrix", Napi::Function::New(env, release<PackedMatrix>));
 }
 
 void register_cuda_experts(CudaExports& ops) {
   ops.add("expertsForward", experts_device_call, "heddle_cuda_experts_forward");
+  ops.add("patchEmbed", patch_embed_device_call, "heddle_cuda_patch_embed");
 }
 
 }  // namespace heddle::binding

@@ -2,12 +2,13 @@
 #include "binding/addon.h"
 #include "binding/call.h"
 #include "binding/cuda.h"
+#include "binding/device_args.h"
 #include "moe/combine.h"
+#include "moe/layer_device.h"
 #include "moe/permute.h"
 #include "moe/plan_dispatch.h"
 #include "moe/route_expert_choice.h"
 #include "moe/route_sinkhorn.h"
-#include "moe/route_top_k.h"
 #include "moe/route_top_k_backward.h"
 #include "moe/router_loss.h"
 
@@ -27,23 +28,19 @@ RouterOptions router_options(Call& call) {
 
 Napi::Value route_top_k_call(const Napi::CallbackInfo& info) {
   Call call(info);
-  RouteTopKArgs a;
-  a.logits = call.array<const void>();
-  a.type = call.dtype();
-  a.tokens = call.integer();
-  a.experts = static_cast<int32_t>(call.integer());
-  a.k = static_cast<int32_t>(call.integer());
-  a.router = router_options(call);
-  a.selection_bias = call.array<const float>();
-  a.group_count = static_cast<int32_t>(call.integer());
-  a.group_keep = static_cast<int32_t>(call.integer());
-  a.group_top2 = call.boolean();
-  a.mask = call.array<const uint8_t>();
-  a.mask_stride = call.integer();
-  a.given = call.array<const int32_t>();
-  a.indices = call.array<int32_t>();
-  a.weights = call.array<float>();
-  return call.submit(std::move(a), route_top_k);
+  return call.submit(route_top_k_args(call), route_top_k);
+}
+
+Status no_cpu_form(const MoELayerArgs&, const Exec&) { return kUnsupported; }
+
+Napi::Value moe_layer_call(const Napi::CallbackInfo& info) {
+  Call call(info);
+  MoELayerArgs a;
+  a.router = linear_device_args(call);
+  a.route = route_top_k_args(call);
+  a.gate = linear_device_args(call);
+  a.experts = experts_device_args(call);
+  return call.submit(std::move(a), no_cpu_form);
 }
 
 Napi::Value plan_dispatch_call(const Napi::CallbackInfo& info) {
@@ -169,6 +166,26 @@ Napi::Value route_top_k_backward_call(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
+RouteTopKArgs route_top_k_args(Call& call) {
+  RouteTopKArgs a;
+  a.logits = call.array<const void>();
+  a.type = call.dtype();
+  a.tokens = call.integer();
+  a.experts = static_cast<int32_t>(call.integer());
+  a.k = static_cast<int32_t>(call.integer());
+  a.router = router_options(call);
+  a.selection_bias = call.array<const float>();
+  a.group_count = static_cast<int32_t>(call.integer());
+  a.group_keep = static_cast<int32_t>(call.integer());
+  a.group_top2 = call.boolean();
+  a.mask = call.array<const uint8_t>();
+  a.mask_stride = call.integer();
+  a.given = call.array<const int32_t>();
+  a.indices = call.array<int32_t>();
+  a.weights = call.array<float>();
+  return a;
+}
+
 void register_moe(Napi::Env env, Napi::Object exports) {
   exports.Set("routeTopK", Napi::Function::New(env, route_top_k_call));
   exports.Set("planDispatch", Napi::Function::New(env, plan_dispatch_call));
@@ -188,6 +205,7 @@ void register_cuda_moe(CudaExports& ops) {
   ops.add("planDispatch", plan_dispatch_call, "heddle_cuda_plan_dispatch");
   ops.add("permute", permute_call, "heddle_cuda_permute");
   ops.add("combine", combine_call, "heddle_cuda_combine");
+  ops.add("moeLayer", moe_layer_call, "heddle_cuda_moe_layer");
 }
 
 }  // namespace heddle::binding

@@ -1,6 +1,7 @@
 // Transformer block ops for JavaScript: reads arguments in the order of the fronts in lib/nn.
 #include "binding/addon.h"
 #include "binding/call.h"
+#include "binding/cuda.h"
 #include "nn/elementwise.h"
 #include "nn/gather_rows.h"
 #include "nn/norm.h"
@@ -12,13 +13,13 @@ Napi::Value norm_call(const Napi::CallbackInfo& info) {
   Call call(info);
   NormArgs a;
   a.centred = call.boolean();
-  a.x = call.array<void>();
-  a.residual = call.array<void>();
+  a.x = call.array<const void>();
+  a.residual = call.array<const void>();
   a.type = call.dtype();
   a.rows = call.integer();
   a.width = call.integer();
-  a.weight = call.array<float>();
-  a.bias = call.array<float>();
+  a.weight = call.array<const float>();
+  a.bias = call.array<const float>();
   a.unit_offset = call.boolean();
   a.epsilon = call.number();
   a.out = call.array<void>();
@@ -53,7 +54,7 @@ Napi::Value norm_backward_call(const Napi::CallbackInfo& info) {
 Napi::Value gelu_call(const Napi::CallbackInfo& info) {
   Call call(info);
   GeluArgs a;
-  a.x = call.array<void>();
+  a.x = call.array<const void>();
   a.type = call.dtype();
   a.count = call.integer();
   a.tanh = call.boolean();
@@ -64,12 +65,12 @@ Napi::Value gelu_call(const Napi::CallbackInfo& info) {
 Napi::Value add_residual_call(const Napi::CallbackInfo& info) {
   Call call(info);
   AddResidualArgs a;
-  a.x = call.array<void>();
-  a.y = call.array<void>();
+  a.x = call.array<const void>();
+  a.y = call.array<const void>();
   a.type = call.dtype();
   a.rows = call.integer();
   a.width = call.integer();
-  a.gate = call.array<float>();
+  a.gate = call.array<const float>();
   a.gates = call.integer();
   a.out = call.array<void>();
   return call.submit(std::move(a), add_residual);
@@ -112,6 +113,13 @@ void register_nn(Napi::Env env, Napi::Object exports) {
   exports.Set("addResidual", Napi::Function::New(env, add_residual_call));
   exports.Set("gatherRows", Napi::Function::New(env, gather_rows_call));
   exports.Set("meanTokens", Napi::Function::New(env, mean_tokens_call));
+}
+
+void register_cuda_nn(CudaExports& ops) {
+  ops.add("layerNorm", norm_call, "heddle_cuda_norm");
+  ops.add("rmsNorm", norm_call, "heddle_cuda_norm");
+  ops.add("gelu", gelu_call, "heddle_cuda_gelu");
+  ops.add("addResidual", add_residual_call, "heddle_cuda_add_residual");
 }
 
 }  // namespace heddle::binding

@@ -69,10 +69,10 @@ ConvLayer conv_layer(Call& call) {
   l.in_channels = call.integer();
   l.out_channels = call.integer();
   l.groups = call.integer();
-  std::memcpy(&l.shape, call.array<int32_t>(), sizeof l.shape);
-  l.input = call.array<void>();
+  std::memcpy(&l.shape, call.host_array<int32_t>(), sizeof l.shape);
+  l.input = call.array<const void>();
   l.input_type = call.dtype();
-  l.grad_outputs = call.array<void>();
+  l.grad_outputs = call.array<const void>();
   l.grad_type = call.dtype();
   l.mask = call.array<const uint8_t>();
   l.bias = call.boolean();
@@ -89,6 +89,10 @@ LoraLayer lora_layer(Call& call) {
   return l;
 }
 
+constexpr auto conv_norms = norms_of<ConvNormsArgs, conv_layer, conv_squared_norms>;
+constexpr auto conv_clipped =
+    clipped_of<ConvClippedArgs, conv_layer, conv_clipped_gradients, &ConvClippedArgs::weight, &ConvClippedArgs::bias>;
+
 TiedLayer tied_layer(Call& call) {
   TiedLayer l;
   l.samples = call.integer();
@@ -104,14 +108,24 @@ TiedLayer tied_layer(Call& call) {
   return l;
 }
 
+constexpr auto lora_norms = norms_of<LoraNormsArgs, lora_layer, lora_squared_norms>;
+constexpr auto lora_clipped =
+    clipped_of<LoraClippedArgs, lora_layer, lora_clipped_gradients, &LoraClippedArgs::a, &LoraClippedArgs::b>;
+constexpr auto tied_norms = norms_of<TiedNormsArgs, tied_layer, tied_squared_norms>;
+constexpr auto tied_clipped = clipped_of<TiedClippedArgs, tied_layer, tied_clipped_gradients, &TiedClippedArgs::weight>;
+
 ExpertsLayer experts_layer(Call& call) {
   ExpertsLayer l;
   l.rows = row_layer(call);
-  l.sample_of = call.array<int32_t>();
-  l.expert_of = call.array<int32_t>();
+  l.sample_of = call.array<const int32_t>();
+  l.expert_of = call.array<const int32_t>();
   l.experts = call.integer();
   return l;
 }
+
+constexpr auto experts_norms = norms_of<ExpertsNormsArgs, experts_layer, experts_squared_norms>;
+constexpr auto experts_clipped = clipped_of<ExpertsClippedArgs, experts_layer, experts_clipped_gradients,
+                                            &ExpertsClippedArgs::weight, &ExpertsClippedArgs::bias>;
 
 Napi::Value gaussian_noise_call(const Napi::CallbackInfo& info) {
   Call call(info);
@@ -165,14 +179,14 @@ void register_privacy(Napi::Env env, Napi::Object exports) {
   add("embeddingClippedGradients", clipped<embedding_clipped_gradients>);
   add("scaleClippedGradients", clipped<scale_clipped_gradients>);
   add("channelClippedGradients", clipped<channel_clipped_gradients>);
-  add("convSquaredNorms", norms_of<ConvNormsArgs, conv_layer, conv_squared_norms>);
-  add("convClippedGradients", clipped_of<ConvClippedArgs, conv_layer, conv_clipped_gradients, &ConvClippedArgs::weight, &ConvClippedArgs::bias>);
-  add("loraSquaredNorms", norms_of<LoraNormsArgs, lora_layer, lora_squared_norms>);
-  add("loraClippedGradients", clipped_of<LoraClippedArgs, lora_layer, lora_clipped_gradients, &LoraClippedArgs::a, &LoraClippedArgs::b>);
-  add("tiedEmbeddingSquaredNorms", norms_of<TiedNormsArgs, tied_layer, tied_squared_norms>);
-  add("tiedEmbeddingClippedGradients", clipped_of<TiedClippedArgs, tied_layer, tied_clipped_gradients, &TiedClippedArgs::weight>);
-  add("expertsSquaredNorms", norms_of<ExpertsNormsArgs, experts_layer, experts_squared_norms>);
-  add("expertsClippedGradients", clipped_of<ExpertsClippedArgs, experts_layer, experts_clipped_gradients, &ExpertsClippedArgs::weight, &ExpertsClippedArgs::bias>);
+  add("convSquaredNorms", conv_norms);
+  add("convClippedGradients", conv_clipped);
+  add("loraSquaredNorms", lora_norms);
+  add("loraClippedGradients", lora_clipped);
+  add("tiedEmbeddingSquaredNorms", tied_norms);
+  add("tiedEmbeddingClippedGradients", tied_clipped);
+  add("expertsSquaredNorms", experts_norms);
+  add("expertsClippedGradients", experts_clipped);
   add("gaussianNoise", gaussian_noise_call);
   add("discreteNoise", discrete_noise_call);
   add("chacha20Blocks", chacha20_blocks_call);
@@ -187,7 +201,16 @@ void register_cuda_privacy(CudaExports& ops) {
   ops.add("embeddingClippedGradients", clipped<embedding_clipped_gradients>, "heddle_cuda_embedding_clipped_gradients");
   ops.add("scaleClippedGradients", clipped<scale_clipped_gradients>, "heddle_cuda_scale_clipped_gradients");
   ops.add("channelClippedGradients", clipped<channel_clipped_gradients>, "heddle_cuda_channel_clipped_gradients");
+  ops.add("convSquaredNorms", conv_norms, "heddle_cuda_conv_squared_norms");
+  ops.add("convClippedGradients", conv_clipped, "heddle_cuda_conv_clipped_gradients");
+  ops.add("loraSquaredNorms", lora_norms, "heddle_cuda_lora_squared_norms");
+  ops.add("loraClippedGradients", lora_clipped, "heddle_cuda_lora_clipped_gradients");
+  ops.add("tiedEmbeddingSquaredNorms", tied_norms, "heddle_cuda_tied_squared_norms");
+  ops.add("tiedEmbeddingClippedGradients", tied_clipped, "heddle_cuda_tied_clipped_gradients");
+  ops.add("expertsSquaredNorms", experts_norms, "heddle_cuda_experts_squared_norms");
+  ops.add("expertsClippedGradients", experts_clipped, "heddle_cuda_experts_clipped_gradients");
   ops.add("gaussianNoise", gaussian_noise_call, "heddle_cuda_gaussian_noise");
+  ops.add("discreteNoise", discrete_noise_call, "heddle_cuda_discrete_noise");
   ops.add("chacha20Blocks", chacha20_blocks_call, "heddle_cuda_chacha20_blocks");
 }
 

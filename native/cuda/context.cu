@@ -1,4 +1,5 @@
 // The device, and the one thread that runs jobs. See api.h.
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -118,15 +119,24 @@ void finish(heddle_cuda_job* job, int64_t status) {
   done(user, status);
 }
 
+std::chrono::nanoseconds poll_interval(std::chrono::nanoseconds taken) {
+  return std::clamp<std::chrono::nanoseconds>(taken / 16, std::chrono::microseconds(50), std::chrono::milliseconds(1));
+}
+
 void run_jobs() {
   Context& c = context();
   std::deque<heddle_cuda_job*> running;
   int idle = 0;
+  std::chrono::steady_clock::time_point last;  // progress
   for (;;) {
     std::deque<heddle_cuda_job*> fresh;
     {
       std::unique_lock<std::mutex> lock(c.mutex);
-      if (running.empty()) c.wake.wait(lock, [&] { return !c.queued.empty(); });
+      const auto queued = [&] { return !c.queued.empty(); };
+      if (running.empty()) c.wake.wait(lock, queued);
+      // Short jobs are met without a sleep; long ones are polled every 50 microseconds, later every 1/16 of what they
+      // have taken.
+      else if (idle > 200) c.wake.wait_for(lock, poll_interval(std::chrono::steady_clock::now() - last), queued);
       fresh.swap(c.queued);
     }
     for (heddle_cuda_job* job : fresh) {
@@ -146,9 +156,8 @@ void run_jobs() {
       finish(job, state == cudaSuccess ? kOk : failed(state, "kernel"));
       progress = true;
     }
-    // Short jobs are met without a sleep; long ones cost a poll every 50 microseconds.
     idle = progress ? 0 : idle + 1;
-    if (idle > 200) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    if (progress) last = std::chrono::steady_clock::now();
   }
 }
 

@@ -110,6 +110,12 @@ __device__ __forceinline__ void store_float(void* p, int64_t i, float v) {
   else static_cast<uint16_t*>(p)[i] = round_f16(v);
 }
 
+__device__ __forceinline__ void store_float(void* p, DType type, int64_t i, float v) {
+  if (type == DType::kFloat32) store_float<DType::kFloat32>(p, i, v);
+  else if (type == DType::kBFloat16) store_float<DType::kBFloat16>(p, i, v);
+  else store_float<DType::kFloat16>(p, i, v);
+}
+
 // Calls f(std::integral_constant<DType, ...>) for a floating type that is known at run time (host code).
 template <DType T>
 struct TypeTag {

@@ -16,13 +16,13 @@ namespace heddle {
 #if defined(HEDDLE_CUDA_HOST)
 
 __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  cuda_host::mma_16(d, a, b, bf16_to_float);
+  cuda_host::mma(cuda_host::run_mma_bf16, d, a, b);
 }
 __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  cuda_host::mma_16(d, a, b, f16_to_float);
+  cuda_host::mma(cuda_host::run_mma_f16, d, a, b);
 }
 __device__ inline void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  cuda_host::mma_s8(d, a, b);
+  cuda_host::mma(cuda_host::run_mma_s8, d, a, b);
 }
 __device__ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) { cuda_host::ldmatrix(r, 4, row, false); }
 __device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { cuda_host::ldmatrix(r, 4, row, true); }
@@ -142,5 +142,17 @@ __device__ __forceinline__ uint32_t scale_bf16x2(uint32_t v) {
 }
 
 #endif
+
+// bf16 or fp16, as T says: d += a b, and two floats as one register of a fragment.
+template <DType T>
+__device__ __forceinline__ void mma_any(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (T == DType::kBFloat16) mma_bf16(d, a, b);
+  else mma_f16(d, a, b);
+}
+template <DType T>
+__device__ __forceinline__ uint32_t pack_any(float low, float high) {
+  if constexpr (T == DType::kBFloat16) return pack_bf16(low, high);
+  else return static_cast<uint32_t>(round_f16(low)) | static_cast<uint32_t>(round_f16(high)) << 16;
+}
 
 }  // namespace heddle

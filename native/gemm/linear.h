@@ -3,11 +3,10 @@
 #pragma once
 #include <memory>
 
+#include "gemm/activation.h"
 #include "gemm/packed.h"
 
 namespace heddle {
-
-enum class LinearActivation : int32_t { kNone = 0, kSiLU, kGeluTanh, kGeluErf, kRelu, kReluSquared, kSigmoid, kTanh };
 
 struct LinearArgs {
   std::shared_ptr<PackedMatrix> weight;

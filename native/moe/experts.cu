@@ -1,16 +1,10 @@
-// expertsForward on the device; definition and precision in experts.h, the weights' layout in experts_device.h.
+// expertsForward on the device; definition and precision in experts.h, the weights' layout in experts_device.h and
+// gemm/device_matrix.h.
 //
 // Steps: plan_dispatch sorts the routes by expert and a kernel lists the row tiles (few routes: one kernel for both); x to
-// operands (skipped where x is bf16 already); gate and up with the activation; h to operands where it is quantised; down;
-// the weighted sum per token in slot order. A product is a list of (expert, rows, outputs) that as many blocks as fit work
-// through. Weights are the operand A of the matrix instructions and rows the operand B, so that a block can take 8 rows
-// (decode: the weights are streamed once, four tiles of 16 outputs in a block) or 128 (prefill) with the same instructions
-// in the same order of k: a token's result does not depend on the path. Weights go through shared memory in the order of
-// the lanes, without bank conflicts, and are widened in registers.
-//
-// Precision, as on the CPU: float32 is fused multiply-adds in fp32. float8: x and h are split into three bf16 whose sum is
-// exact, times the codes, which bf16 holds exactly. bfloat16: x and h are rounded to bf16. Integer types: x and h are
-// int8 per token (or token and group) and the products of a group exact. Sums are fp32.
+// operands (skipped where x is of the weights' type already); gate and up with the activation; h to operands where it is quantised; down;
+// the weighted sum per token in slot order. The products, and their precision: gemm/device_product.h. A block takes four
+// tiles of 16 outputs of few rows, or 128 x 128.
 //
 // Floors on an H100 (3.35 TB/s; mma.sync about 600 TFLOP/s in bf16), from arithmetic, not measured. Qwen3-30B-A3B
 // (128 experts, top 8, 2048/768) in bf16: one token reads 75 MB, 23 us. 8192 tokens do 0.62 Pop, 1.0 ms, and write and
@@ -18,7 +12,8 @@
 // once for each 128 outputs, weights once for each 128 rows, mostly from L2: runs of 16 row tiles share their outputs.
 #include "cuda/vector.cuh"
 #include "cuda/warp.cuh"
-#include "moe/experts_run.cuh"
+#include "gemm/device_product.h"
+#include "moe/experts_device.h"
 #include "moe/plan_dispatch.h"
 
 extern "C" HEDDLE_CUDA_API int64_t heddle_cuda_plan_dispatch(const void* args, heddle_cuda_job* job);
@@ -29,9 +24,8 @@ namespace {
 constexpr int kThreads = 256;
 
 struct TileList {
-  int32_t* offsets;  // [experts + 1]
+  const int32_t* offsets;  // [experts + 1]
   int32_t experts, block_rows;
-  int32_t all;          // not -1: one expert has this many rows, and `offsets` is written
   int32_t* first_tile;  // [experts + 1]
   int32_t* tile_expert;
 };
@@ -62,10 +56,6 @@ __device__ __forceinline__ void list_tiles(const TileList& l, int32_t* words) {
 
 __global__ void __launch_bounds__(kThreads) tiles_kernel(TileList l) {
   __shared__ int32_t words[kThreads / kWarp];
-  if (l.all >= 0) {
-    if (threadIdx.x < 2) l.offsets[threadIdx.x] = threadIdx.x == 0 ? 0 : l.all;
-    __syncthreads();
-  }
   list_tiles(l, words);
 }
 
@@ -152,28 +142,21 @@ int64_t launch_combine(const Combine& c, int64_t tokens, heddle_cuda_job& job) {
   return job.launched();
 }
 
-ExpertOps ops_of(const DeviceBank& b) {
-  switch (b.type) {
-    case PackType::kBFloat16: return expert_ops_bfloat16();
-    case PackType::kInt8: return expert_ops_int8();
-    case PackType::kInt4: return b.points ? expert_ops_int4_points(b.group == 32) : expert_ops_int4(b.group == 32);
-    case PackType::kMxfp4: return expert_ops_mxfp4();
-    case PackType::kFloat8: return expert_ops_float8();
-    default: return expert_ops_float32();
+LinearActivation gate_activation(Activation a) {
+  switch (a) {
+    case Activation::kGeluTanh: return LinearActivation::kGeluTanh;
+    case Activation::kGeluErf: return LinearActivation::kGeluErf;
+    case Activation::kReluSquared: return LinearActivation::kReluSquared;
+    case Activation::kRelu: return LinearActivation::kRelu;
+    case Activation::kIdentity: return LinearActivation::kNone;
+    default: return LinearActivation::kSiLU;
   }
 }
-
-// Rows as operands.
-struct OperandRows {
-  const char* data = nullptr;
-  const float* scale = nullptr;
-  int64_t row_bytes = 0;
-};
 
 struct Routes {
   int64_t rows = 0;  // at most
   int32_t* offsets = nullptr;
-  PlanDispatchArgs plan;  // without `order`: every token once, to expert 0
+  PlanDispatchArgs plan;  // without `order`: every token once, to the one expert
 };
 
 bool is_floating(PackType t) { return t == PackType::kFloat32 || t == PackType::kBFloat16 || t == PackType::kFloat8; }
@@ -182,17 +165,12 @@ class BankRun {
  public:
   BankRun(const ExpertsDeviceArgs& args, const DeviceBank& b, heddle_cuda_job& j)
       : a(args), bank(b), job(j), image(image_of(b.type, b.gated != 0, b.points != 0, b.group, b.hidden, b.intermediate)),
-        ops(ops_of(b)), group(b.type == PackType::kFloat8 ? kBlock : b.group) {}
+        ops(product_ops(b.type, b.group, b.points != 0)), group(b.type == PackType::kFloat8 ? kBlock : b.group) {}
 
   int64_t pitch() const { return image.down.tiles * 16; }
 
   // x as this bank's products read it.
   int64_t prepare_x(OperandRows* x) const {
-    if (bank.type == PackType::kBFloat16 && a.type == DType::kBFloat16 && is_aligned(16, {a.x}, 16) &&
-        bank.hidden % kImagePad == 0) {
-      *x = {static_cast<const char*>(a.x), nullptr, bank.hidden * 2};
-      return kOk;
-    }
     return to_operand({a.x, a.type, a.tokens, bank.hidden, bank.hidden, nullptr, image.up.steps, group, nullptr, nullptr}, x);
   }
 
@@ -200,27 +178,31 @@ class BankRun {
   int64_t run(const Routes& routes, const OperandRows& x, float** y) const {
     const int64_t experts = bank.experts, busy = routes.rows < experts ? routes.rows : experts;
     const int64_t average = ceil_div(routes.rows, busy);
-    const BlockShape shape = average <= 8 ? BlockShape::kFew : average <= 48 ? BlockShape::kSome : BlockShape::kMany;
+    const BlockShape shape = block_shape(average);
     const int32_t block_rows = kBlockRows[static_cast<int>(shape)];
-    ExpertProduct p{};
+    GroupedProduct p{};
     p.most_tiles = routes.rows / block_rows + busy;
     const PlanDispatchArgs& plan = routes.plan;
-    const TileList tiles{routes.offsets, static_cast<int32_t>(experts), block_rows,
-                         plan.order ? -1 : static_cast<int32_t>(routes.rows), job.scratch<int32_t>(experts + 1),
-                         job.scratch<int32_t>(p.most_tiles)};
+    TileList tiles{routes.offsets, static_cast<int32_t>(experts), block_rows, nullptr, nullptr};
+    if (plan.order) {
+      tiles.first_tile = job.scratch<int32_t>(experts + 1);
+      tiles.tile_expert = job.scratch<int32_t>(p.most_tiles);
+    }
     const bool direct = is_floating(bank.type);  // h is written as the operand
     const int64_t row_bytes = direct ? image.down.steps * kImageRowBytes[static_cast<int>(bank.type)] : image.padded * 4;
     char* h = job.scratch<char>(routes.rows * row_bytes);
     *y = job.scratch<float>(routes.rows * pitch());
     if (job.no_memory) return kNoMemory;
     int64_t status = kOk;
-    if (plan.order && routes.rows <= kSmallRoutes && experts <= kSmallExperts) {
+    if (!plan.order) {
+      p.all = static_cast<int32_t>(routes.rows);
+    } else if (routes.rows <= kSmallRoutes && experts <= kSmallExperts) {
       unsigned long long* bad = job.status();
       if (!bad) return kNoMemory;
       HEDDLE_LAUNCH(small_plan_kernel, dim3(1), dim3(kThreads), experts * 4, job.stream, plan, tiles, bad);
       status = job.launched();
     } else {
-      if (plan.order) status = heddle_cuda_plan_dispatch(&plan, &job);
+      status = heddle_cuda_plan_dispatch(&plan, &job);
       HEDDLE_LAUNCH(tiles_kernel, dim3(1), dim3(kThreads), 0, job.stream, tiles);
     }
     if (status != kOk) return status;
@@ -231,37 +213,33 @@ class BankRun {
     p.order = plan.order, p.routes_per_row = static_cast<int32_t>(a.k);
     p.offsets = routes.offsets, p.first_tile = tiles.first_tile, p.tile_expert = tiles.tile_expert;
     p.is_up = 1, p.gated = bank.gated;
-    p.activation = bank.activation, p.alpha = bank.alpha, p.limit = bank.limit;
+    p.activation = gate_activation(bank.activation), p.clamped = bank.activation == Activation::kClampedSwiGLU;
+    p.alpha = bank.alpha, p.limit = bank.limit;
     p.out = h, p.out_pitch = bank.type == PackType::kFloat8 ? row_bytes : image.padded, p.columns = bank.intermediate;
     status = ops.product(shape, p, job);
     if (status != kOk) return status;
 
     OperandRows down{h, nullptr, row_bytes};
     if (!direct) {
-      status = to_operand({h, DType::kFloat32, routes.rows, bank.intermediate, image.padded, routes.offsets + experts,
-                           image.down.steps, group, nullptr, nullptr}, &down);
+      status = to_operand({h, DType::kFloat32, routes.rows, bank.intermediate, image.padded,
+                           routes.offsets ? routes.offsets + experts : nullptr, image.down.steps, group, nullptr, nullptr}, &down);
       if (status != kOk) return status;
     }
     p.matrix = image.down;
     p.rows = down.data, p.row_bytes = down.row_bytes, p.row_scale = down.scale;
-    p.order = nullptr, p.is_up = 0;
+    p.order = nullptr, p.is_up = 0, p.activation = LinearActivation::kNone;
     p.out = *y, p.out_pitch = pitch(), p.columns = bank.hidden;
     return ops.product(shape, p, job);
   }
 
  private:
-  int64_t to_operand(RowsToOperand r, OperandRows* out) const {
-    out->row_bytes = r.steps * kImageRowBytes[static_cast<int>(bank.type)];
-    out->data = r.to = job.scratch<char>(r.rows * out->row_bytes);
-    if (bank.type == PackType::kInt8) out->scale = r.scale = job.scratch<float>(r.rows);
-    return job.no_memory ? kNoMemory : ops.rows(r, job);
-  }
+  int64_t to_operand(const RowsToOperand& r, OperandRows* out) const { return make_operand(ops, bank.type, r, job, out); }
 
   const ExpertsDeviceArgs& a;
   const DeviceBank& bank;
   heddle_cuda_job& job;
   const ExpertImage image;
-  const ExpertOps ops;
+  const ProductOps ops;
   const int64_t group;
 };
 
@@ -299,9 +277,8 @@ HEDDLE_CUDA_OP(experts_forward, ExpertsDeviceArgs) {
     if (count == 0 || a.shared.type != d.type || a.shared.group != d.group) status = shared.prepare_x(&x);
     Routes routes;
     routes.rows = a.tokens;
-    routes.offsets = job.scratch<int32_t>(2);
     float* y = nullptr;
-    if (status == kOk) status = job.no_memory ? kNoMemory : shared.run(routes, x, &y);
+    if (status == kOk) status = shared.run(routes, x, &y);
     if (status != kOk) return status;
     c.shared = y, c.shared_pitch = shared.pitch();
   }

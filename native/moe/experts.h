@@ -32,19 +32,10 @@
 #include <mutex>
 #include <vector>
 
+#include "gemm/activation.h"
 #include "gemm/packed.h"
 
 namespace heddle {
-
-enum class Activation : int32_t {
-  kSiLU = 0,        // SwiGLU: g sigmoid(g) * u
-  kClampedSwiGLU,   // gpt-oss: g = min(g, limit), u = clamp(u, -limit, limit): g sigmoid(alpha g) * (u + 1)
-  kGeluTanh,        // GeGLU with the tanh approximation
-  kGeluErf,         // GeGLU, exact
-  kReluSquared,     // relu(g)^2 * u
-  kRelu,            // relu(g) * u
-  kIdentity,        // g * u
-};
 
 struct PackedExpert {
   PackedMatrix gate_up;           // gated: panels of 16 + 16; ungated: plain panels of up

@@ -2,7 +2,7 @@
 // every run. Rows of padding and of samples with factor 0 are not read.
 #include "privacy/clipped_gradients.h"
 
-#include "cuda/job.h"
+#include "privacy/clipped_launch.h"
 #include "privacy/product.cuh"
 
 namespace heddle {
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kProductThreads) linear_clipped_kernel(Clipped
 }
 
 // A block a row: the first row of each id that counts sums the rows of that id, in order.
-__global__ void __launch_bounds__(kProductThreads) embedding_clipped_kernel(ClippedArgs a, int64_t rows) {
+__global__ void __launch_bounds__(kProductThreads, 4) embedding_clipped_kernel(ClippedArgs a, int64_t rows) {
   const RowLayer& l = a.layer;
   const int64_t at = blockIdx.x;
   const int32_t id = l.indices[at];
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kProductThreads) embedding_clipped_kernel(Clip
 }
 
 // blockIdx.y: a part of kRowsPerPart rows. partial[part][0 or 1][column]
-__global__ void __launch_bounds__(kProductThreads) scale_parts_kernel(ClippedArgs a, int64_t rows, float* partial) {
+__global__ void __launch_bounds__(kProductThreads, 6) scale_parts_kernel(ClippedArgs a, int64_t rows, float* partial) {
   const RowLayer& l = a.layer;
   const int64_t c = int64_t{blockIdx.x} * kProductThreads + threadIdx.x, part = blockIdx.y;
   if (c >= l.output_count) return;
@@ -136,7 +136,7 @@ unsigned blocks_of(int64_t n) { return static_cast<unsigned>(ceil_div(n, kProduc
 
 }  // namespace
 
-HEDDLE_CUDA_OP(linear_clipped_gradients, ClippedArgs) {
+int64_t launch_linear_clipped(const ClippedArgs& a, heddle_cuda_job& job) {
   const RowLayer& l = a.layer;
   if (l.output_count == 0) return kOk;
   const dim3 grid(static_cast<unsigned>(ceil_div(l.output_count, kProductTile)),
@@ -149,13 +149,16 @@ HEDDLE_CUDA_OP(linear_clipped_gradients, ClippedArgs) {
   });
 }
 
-HEDDLE_CUDA_OP(embedding_clipped_gradients, ClippedArgs) {
+int64_t launch_embedding_clipped(const ClippedArgs& a, heddle_cuda_job& job) {
   const int64_t rows = a.layer.samples * a.layer.positions;
   if (rows == 0) return kOk;
   HEDDLE_LAUNCH(embedding_clipped_kernel, dim3(static_cast<unsigned>(rows)), dim3(kProductThreads), 0, job.stream, a,
                 rows);
   return job.launched();
 }
+
+HEDDLE_CUDA_OP(linear_clipped_gradients, ClippedArgs) { return launch_linear_clipped(a, job); }
+HEDDLE_CUDA_OP(embedding_clipped_gradients, ClippedArgs) { return launch_embedding_clipped(a, job); }
 
 HEDDLE_CUDA_OP(scale_clipped_gradients, ClippedArgs) {
   const RowLayer& l = a.layer;

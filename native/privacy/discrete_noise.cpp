@@ -1,16 +1,14 @@
 #include "privacy/discrete_noise.h"
 
 #include <algorithm>
-#include <cmath>
 
+#include "privacy/discrete_gaussian.h"
 #include "privacy/gaussian_noise.h"
 
 namespace heddle {
 namespace {
 
-constexpr uint32_t kDiscreteStream = 3;
 constexpr int kAhead = 2;    // blocks of an element that are made together with its neighbours'
-constexpr int kBlocks = 256;
 constexpr int kWords = 16;
 
 // Key streams of 16 neighbouring elements, and the one that is read.
@@ -25,12 +23,12 @@ class Bits {
     for (int b = 0; b < kAhead; ++b) make(first_, b, kNoiseLanes, ahead_[b]);
   }
   void element(int lane) { lane_ = lane, block_ = 0, half_ = 0, words_ = ahead_[0] + lane * kWords; }
-  bool exhausted() const { return block_ == kBlocks; }
+  bool exhausted() const { return block_ == kDiscreteBlocks; }
 
   uint32_t next16() {
     if (half_ == 2 * kWords) {
       half_ = 0;
-      if (++block_ >= kBlocks) block_ = kBlocks;
+      if (++block_ >= kDiscreteBlocks) block_ = kDiscreteBlocks;
       else if (block_ < kAhead) words_ = ahead_[block_] + lane_ * kWords;
       else make(first_ + lane_, block_, 1, own_), words_ = own_;
     }
@@ -54,63 +52,6 @@ class Bits {
   int lane_ = 0, block_ = 0, half_ = 0;
 };
 
-// n <= d < 2^48
-bool bernoulli(Bits& bits, uint64_t n, uint64_t d) {
-  if (n == 0 || n == d) return n == d;
-  while (!bits.exhausted()) {
-    n <<= 16;
-    const uint64_t digit = n / d, drawn = bits.next16();
-    if (drawn != digit) return drawn < digit;
-    n -= digit * d;
-    if (n == 0) return false;
-  }
-  return false;
-}
-
-// exp(-n / d), n <= d
-bool bernoulli_exp(Bits& bits, uint64_t n, uint64_t d) {
-  uint64_t k = 1;
-  while (bernoulli(bits, n, d) && bernoulli(bits, 1, k)) ++k;
-  return k % 2 == 1;
-}
-
-bool bernoulli_exp_integer(Bits& bits, uint64_t n) {
-  for (; n > 0; --n) {
-    if (!bernoulli_exp(bits, 1, 1)) return false;
-  }
-  return true;
-}
-
-// exp(-(u + sigma v - sigma)^2 / (2 sigma^2)), u < sigma
-bool accept(Bits& bits, uint64_t u, uint64_t v, uint64_t sigma) {
-  const uint64_t d = 2 * sigma * sigma;
-  if (v == 0) return bernoulli_exp(bits, (sigma - u) * (sigma - u), d);
-  const uint64_t w = v - 1;  // (u + sigma w)^2 / (2 sigma^2) = u^2 / (2 sigma^2) + u w / sigma + w^2 / 2
-  if (!bernoulli_exp_integer(bits, w * w / 2 + u * w / sigma)) return false;
-  uint64_t n = u * u + 2 * sigma * (u * w % sigma) + w % 2 * sigma * sigma;
-  for (; n >= d; n -= d) {
-    if (!bernoulli_exp(bits, 1, 1)) return false;
-  }
-  return bernoulli_exp(bits, n, d);
-}
-
-int64_t discrete_gaussian(Bits& bits, uint64_t sigma, uint32_t mask) {
-  while (sigma > 0 && !bits.exhausted()) {
-    uint32_t u = bits.next16();
-    if (mask > 0xffff) u |= bits.next16() << 16;
-    u &= mask;
-    if (u >= sigma || !bernoulli_exp(bits, u, sigma)) continue;
-    uint64_t v = 0;
-    while (bernoulli_exp(bits, 1, 1) && !bits.exhausted()) ++v;
-    const bool negative = bits.next16() & 1;
-    if (negative && u == 0 && v == 0) continue;  // one zero, not two
-    if (!accept(bits, u, v, sigma) || bits.exhausted()) continue;
-    const auto y = static_cast<int64_t>(u + sigma * v);
-    return negative ? -y : y;
-  }
-  return 0;
-}
-
 }  // namespace
 
 Status discrete_noise(const DiscreteNoiseArgs& a, const Exec& exec) {
@@ -118,8 +59,7 @@ Status discrete_noise(const DiscreteNoiseArgs& a, const Exec& exec) {
   const int64_t end = a.offset + a.count;
   const int64_t first = a.offset / kNoiseLanes, groups = (end + kNoiseLanes - 1) / kNoiseLanes - first;
   if (a.count == 0) return kOk;
-  uint32_t mask = 0;
-  while (mask < static_cast<uint64_t>(a.sigma) - (a.sigma > 0)) mask = 2 * mask + 1;
+  const uint32_t mask = uniform_mask(a.sigma);
   const bool done = parallel_for(exec, groups, 64, [&](int64_t from, int64_t to) {
     Bits bits(k, a.key, a.step);
     for (int64_t g = first + from; g < first + to; ++g) {
@@ -132,8 +72,7 @@ Status discrete_noise(const DiscreteNoiseArgs& a, const Exec& exec) {
           z = discrete_gaussian(bits, static_cast<uint64_t>(a.sigma), mask);
         }
         float& out = a.out[e - a.offset];
-        const double on_grid = a.add ? std::floor(static_cast<double>(out) / a.granularity + 0.5) : 0.0;
-        out = static_cast<float>((on_grid + static_cast<double>(z)) * a.granularity);
+        out = on_grid(a, out, z);
       }
     }
   });

@@ -1,33 +1,22 @@
-// Per-sample squared norms on the device; definitions in per_sample_squared_norms.h. Each block leaves one partial sum
-// in double, and a warp per sample adds them in order. Rows of padding are not read.
+// Per-sample squared norms on the device; definitions in per_sample_squared_norms.h. Rows of padding are not read.
 #include "privacy/per_sample_squared_norms.h"
 
-#include "cuda/job.h"
-#include "privacy/product.cuh"
+#include "privacy/norm_partials.cuh"
 
 namespace heddle {
 namespace {
 
 __device__ inline bool kept(const RowLayer& l, int64_t row) { return !l.mask || l.mask[row]; }
 
-__device__ inline void put_partial(double sum, double* shared, double* to) {
-  sum = block_sum<kProductThreads>(sum, shared);
-  if (threadIdx.x == 0) *to = sum;
-}
-
 // blockIdx.x: a pair (i <= j) of tiles of positions; blockIdx.y: a sample.
 template <DType T>
-__global__ void __launch_bounds__(kProductThreads) ghost_norm_kernel(RowLayer l, int32_t tiles, double* partial) {
+__global__ void __launch_bounds__(kProductThreads) ghost_norm_kernel(RowLayer l, int32_t tiles, double* partial,
+                                                                     int64_t pitch) {
   __shared__ float4 memory[kMatrixShared / 16];  // 16-byte aligned for ldmatrix
   __shared__ double sums[kProductThreads / kWarp];
-  int32_t i = 0, j = static_cast<int32_t>(blockIdx.x);
-  while (j >= tiles - i) {  // row i of the upper triangle has tiles - i pairs
-    j -= tiles - i;
-    ++i;
-  }
-  j += i;
+  const TilePair pair = tile_pair(static_cast<int32_t>(blockIdx.x), tiles);
   const int64_t sample = blockIdx.y, first = sample * l.positions;
-  const int64_t t0 = int64_t{i} * kProductTile, s0 = int64_t{j} * kProductTile;
+  const int64_t t0 = int64_t{pair.i} * kProductTile, s0 = int64_t{pair.j} * kProductTile;
   auto gram = [&](const RowSource& source, int64_t columns, auto& product) {
     auto element = [&](int64_t position, int64_t k) {
       return position < l.positions && kept(l, first + position) ? load_source(source, first + position, k) : 0.0f;
@@ -38,20 +27,13 @@ __global__ void __launch_bounds__(kProductThreads) ghost_norm_kernel(RowLayer l,
   typename ProductOf<T, true>::type a, g;
   gram(l.inputs, l.input_count, a);
   gram(l.grad_outputs, l.output_count, g);
-  double sum = 0.0;
-#pragma unroll
-  for (int e = 0; e < 16; ++e) {
-    const int64_t t = t0 + a.row(e), s = s0 + a.column(e);
-    if (t > s) continue;
-    const double term = (static_cast<double>(a.c[e]) + (l.bias ? 1.0 : 0.0)) * g.c[e];
-    sum += t == s ? term : 2.0 * term;
-  }
-  put_partial(sum, sums, partial + sample * gridDim.x + blockIdx.x);
+  put_partial(ghost_sum(a, g, t0, s0, l.bias), sums, partial + sample * pitch + blockIdx.x);
 }
 
 // blockIdx.x: a tile of the gradient [outputs, inputs + bias]; blockIdx.y: a sample.
 template <DType T>
-__global__ void __launch_bounds__(kProductThreads) gradient_norm_kernel(RowLayer l, int32_t across, double* partial) {
+__global__ void __launch_bounds__(kProductThreads) gradient_norm_kernel(RowLayer l, int32_t across, double* partial,
+                                                                        int64_t pitch) {
   __shared__ float4 memory[kMatrixShared / 16];  // 16-byte aligned for ldmatrix
   __shared__ double sums[kProductThreads / kWarp];
   const int64_t sample = blockIdx.y, first = sample * l.positions;
@@ -66,20 +48,15 @@ __global__ void __launch_bounds__(kProductThreads) gradient_norm_kernel(RowLayer
         if (d0 + j > l.input_count || !kept(l, first + k)) return 0.0f;
         return d0 + j == l.input_count ? 1.0f : load_source(l.inputs, first + k, d0 + j);
       });
-  double sum = 0.0;
-#pragma unroll
-  for (int e = 0; e < 16; ++e) {
-    const bool inside = d0 + product.column(e) < l.input_count + (l.bias ? 1 : 0);
-    if (inside) sum += static_cast<double>(product.c[e]) * product.c[e];
-  }
-  put_partial(sum, sums, partial + sample * gridDim.x + blockIdx.x);
+  put_partial(square_sum(product, d0, l.input_count + (l.bias ? 1 : 0)), sums,
+              partial + sample * pitch + blockIdx.x);
 }
 
 // blockIdx.x: a position; blockIdx.y: a sample. The first position of each id sums the rows of that id.
-__global__ void __launch_bounds__(kProductThreads) embedding_norm_kernel(RowLayer l, double* partial) {
+__global__ void __launch_bounds__(kProductThreads) embedding_norm_kernel(RowLayer l, double* partial, int64_t pitch) {
   __shared__ double sums[kProductThreads / kWarp];
   const int64_t sample = blockIdx.y, first = sample * l.positions, at = blockIdx.x;
-  double* to = partial + sample * l.positions + at;
+  double* to = partial + sample * pitch + at;
   const int32_t id = l.indices[first + at];
   int earlier = id == l.padding_index || !kept(l, first + at);
   for (int64_t t = threadIdx.x; t < at && !earlier; t += kProductThreads) {
@@ -148,6 +125,8 @@ __global__ void __launch_bounds__(kProductThreads) sum_partials_kernel(const dou
   if (threadIdx.x % kWarp == 0) out[row] = static_cast<float>(sum < 0.0 ? 0.0 : sum);
 }
 
+}  // namespace
+
 int64_t sum_partials(const double* partial, int64_t samples, int64_t count, float* out, heddle_cuda_job& job) {
   const int64_t blocks = ceil_div(samples, kProductThreads / kWarp);
   HEDDLE_LAUNCH(sum_partials_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kProductThreads), 0, job.stream, partial,
@@ -155,34 +134,46 @@ int64_t sum_partials(const double* partial, int64_t samples, int64_t count, floa
   return job.launched();
 }
 
-template <DType T>
-int64_t linear_norms(const NormsArgs& a, heddle_cuda_job& job) {
-  const RowLayer& l = a.layer;
-  const int64_t tiles = ceil_div(l.positions, kProductTile);
-  const int64_t across = ceil_div(l.input_count + (l.bias ? 1 : 0), kProductTile);
-  const bool ghost = a.method == NormMethod::kGhost ||
-                     (a.method == NormMethod::kByLength && 2 * l.positions * l.positions <= l.input_count * l.output_count);
-  const int64_t count = ghost ? tiles * (tiles + 1) / 2 : ceil_div(l.output_count, kProductTile) * across;
-  double* partial = job.scratch<double>(l.samples * count);
-  if (!partial) return kNoMemory;
-  const dim3 grid(static_cast<unsigned>(count), static_cast<unsigned>(l.samples));
-  if (count > 0 && ghost) {
-    HEDDLE_LAUNCH((ghost_norm_kernel<T>), grid, dim3(kProductThreads), 0, job.stream, l, static_cast<int32_t>(tiles),
-                  partial);
-  } else if (count > 0) {
-    HEDDLE_LAUNCH((gradient_norm_kernel<T>), grid, dim3(kProductThreads), 0, job.stream, l,
-                  static_cast<int32_t>(across), partial);
-  }
-  return sum_partials(partial, l.samples, count, a.out, job);
+NormBlocks linear_norm_blocks(const RowLayer& l, NormMethod method) {
+  NormBlocks b;
+  b.ghost = method == NormMethod::kGhost || (method == NormMethod::kByLength &&
+                                             2 * l.positions * l.positions <= l.input_count * l.output_count);
+  const int64_t tiles = ceil_div(l.positions, kProductTile), across = ceil_div(l.input_count + (l.bias ? 1 : 0), kProductTile);
+  b.tiles = static_cast<int32_t>(b.ghost ? tiles : across);
+  b.count = b.ghost ? tiles * (tiles + 1) / 2 : ceil_div(l.output_count, kProductTile) * across;
+  return b;
 }
 
-}  // namespace
+int64_t launch_linear_norms(const RowLayer& l, const NormBlocks& b, double* partial, int64_t pitch, heddle_cuda_job& job) {
+  if (b.count == 0) return kOk;
+  const dim3 grid(static_cast<unsigned>(b.count), static_cast<unsigned>(l.samples));
+  return with_float_type(product_type(l.inputs, l.grad_outputs), [&](auto type) {
+    constexpr DType kType = decltype(type)::value;
+    if (b.ghost) {
+      HEDDLE_LAUNCH((ghost_norm_kernel<kType>), grid, dim3(kProductThreads), 0, job.stream, l, b.tiles, partial, pitch);
+    } else {
+      HEDDLE_LAUNCH((gradient_norm_kernel<kType>), grid, dim3(kProductThreads), 0, job.stream, l, b.tiles, partial, pitch);
+    }
+    return job.launched();
+  });
+}
+
+int64_t launch_embedding_norms(const RowLayer& l, double* partial, int64_t pitch, heddle_cuda_job& job) {
+  if (l.positions == 0) return kOk;
+  HEDDLE_LAUNCH(embedding_norm_kernel, dim3(static_cast<unsigned>(l.positions), static_cast<unsigned>(l.samples)),
+                dim3(kProductThreads), 0, job.stream, l, partial, pitch);
+  return job.launched();
+}
 
 HEDDLE_CUDA_OP(linear_squared_norms, NormsArgs) {
-  if (a.layer.samples == 0) return kOk;
-  if (a.layer.samples > 65535) return kUnsupported;
-  return with_float_type(product_type(a.layer.inputs, a.layer.grad_outputs),
-                         [&](auto type) { return linear_norms<decltype(type)::value>(a, job); });
+  const RowLayer& l = a.layer;
+  if (l.samples == 0) return kOk;
+  if (l.samples > 65535) return kUnsupported;
+  const NormBlocks blocks = linear_norm_blocks(l, a.method);
+  double* partial = job.scratch<double>(l.samples * blocks.count);
+  if (!partial) return kNoMemory;
+  const int64_t status = launch_linear_norms(l, blocks, partial, blocks.count, job);
+  return status == kOk ? sum_partials(partial, l.samples, blocks.count, a.out, job) : status;
 }
 
 HEDDLE_CUDA_OP(embedding_squared_norms, NormsArgs) {
@@ -191,11 +182,8 @@ HEDDLE_CUDA_OP(embedding_squared_norms, NormsArgs) {
   if (l.samples > 65535) return kUnsupported;
   double* partial = job.scratch<double>(l.samples * l.positions);
   if (!partial) return kNoMemory;
-  if (l.positions > 0) {
-    HEDDLE_LAUNCH(embedding_norm_kernel, dim3(static_cast<unsigned>(l.positions), static_cast<unsigned>(l.samples)),
-                  dim3(kProductThreads), 0, job.stream, l, partial);
-  }
-  return sum_partials(partial, l.samples, l.positions, a.out, job);
+  const int64_t status = launch_embedding_norms(l, partial, l.positions, job);
+  return status == kOk ? sum_partials(partial, l.samples, l.positions, a.out, job) : status;
 }
 
 HEDDLE_CUDA_OP(scale_squared_norms, NormsArgs) {

@@ -186,6 +186,40 @@ describe.each(everywhere)('attention on $name', ({ name, options, use }) => {
     }
   });
 
+  it('logits that outgrow the first keys: exact, and the rows beside keep their bits', () => {
+    use();
+    const random = new Random(33);
+    const [s, keys, d] = [30, 1500, 64];
+    const draw = (n: number) => tensor(random.normals(n * d), [1, n, 1, d]);
+    const [q, k, v] = [draw(s), draw(keys), draw(keys)];
+    for (let i = 0; i < s; i++) q.data[i * d] = 0;
+    for (let j = 0; j < keys; j++) k.data[j * d] = j < 40 ? 0 : (j % 7) + Math.floor(j / 32) / 2;
+    // From panel to panel logits grow by 30, grow by 300, shrink, are NaN, are infinite.
+    for (const [row, growth] of [
+      [4, 30],
+      [5, 300],
+      [6, -30],
+      [9, NaN],
+      [10, Infinity],
+    ]) {
+      q.data.fill(0, row * d, (row + 1) * d);
+      q.data[row * d] = growth;
+    }
+    const [all, want] = [options, { backend: 'reference' as const }].map((o) =>
+      attentionSync(q, k, v, { ...o, returnLogSumExp: true }),
+    );
+    const row = (x: Tensor, i: number) => x.data.slice(i * d, (i + 1) * d) as Float32Array;
+    for (let i = 0; i < s; i++) {
+      expect(attentionSync(slice(q, i, i + 1), k, v, options).output.data).toEqual(row(all.output, i));
+      if (i === 9 || i === 10) {
+        expect(row(all.output, i).every(Number.isNaN)).toBe(true);
+        continue;
+      }
+      expect(relativeError(row(all.output, i), row(want.output, i))).toBeLessThanOrEqual(5e-6);
+      expect(Number(all.logSumExp!.data[i])).toBeCloseTo(Number(want.logSumExp!.data[i]), 3);
+    }
+  });
+
   it('property: weights are convex, whatever the shape and the mask', () => {
     use();
     fc.assert(

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import {
   type AttentionBackwardOptions,
+  attentionBackward,
   attentionBackwardSync,
   attentionSync,
 } from '../../lib/attention/index.ts';
@@ -10,6 +11,7 @@ import { attentionBackwardCases } from '../cases/attention/attentionBackward.ts'
 import { Random } from '../cases/random.ts';
 import { nativeVariants } from '../helpers/backends.ts';
 import { testCases } from '../helpers/cases.ts';
+import { expectRejection } from '../helpers/errors.ts';
 import { floatTensor, relativeError } from '../helpers/golden.ts';
 import { goldenCases, goldenOptions } from './golden.ts';
 
@@ -131,6 +133,16 @@ describe('attentionBackward against finite differences of the forward (reference
       expect(relativeError(grads[part]!.data as Float32Array, numeric)).toBeLessThan(1e-3);
     }
   });
+});
+
+it.runIf(variants.length > 0)('an abort reaches the thread that waits for the panel of another', async () => {
+  const x = new Tensor('float32', new Random(9).normals(8192 * 64), [1, 8192, 1, 64]);
+  const logSumExp = Tensor.zeros('float32', [1, 1, 8192]);
+  const controller = new AbortController();
+  const options = { output: x, logSumExp, threads: 2, signal: controller.signal };
+  const running = attentionBackward(x, x, x, x, options);
+  setTimeout(() => controller.abort(), 3);
+  await expectRejection(running, 'ERR_ABORTED', /attentionBackward/);
 });
 
 describe('attentionBackward refuses bad input', () => {

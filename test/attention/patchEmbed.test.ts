@@ -11,6 +11,7 @@ import {
   patchGrid,
   type Size3,
 } from '../../lib/attention/index.ts';
+import { encodeFloats } from '../../lib/dtype.ts';
 import { linearSync, packMatrixSync, Tensor } from '../../lib/index.ts';
 import { patchEmbedCases, TUBES } from '../cases/attention/patchEmbed.ts';
 import { Random } from '../cases/random.ts';
@@ -141,6 +142,21 @@ describe.each(everyVariant())('patchEmbed on $name', ({ options, use }) => {
     expect(alone.data).toEqual(all.data.slice(72 * dim));
   });
 
+  it.each(['float32', 'bfloat16', 'float16'] as const)(
+    'a matrix that is not packed gives the bits of the packed one: %s',
+    async (type) => {
+      use();
+      const random = new Random(15);
+      const video = new Tensor('float32', random.normals(2 * 4 * 64), [2, 4, 1, 8, 8]);
+      const matrix = new Tensor(type, encodeFloats(random.normals(9 * 32), type) as never, [9, 32]);
+      const packed = packMatrixSync(matrix, options);
+      const o = { ...options, tubelet: [2, 4, 4] as Size3 };
+      const expected = patchEmbedSync(video, packed, o).data;
+      expect(patchEmbedSync(video, matrix, o).data).toEqual(expected);
+      expect((await patchEmbed(video, [matrix, packed], o)).data.slice(0, 72)).toEqual(expected.slice(0, 72));
+    },
+  );
+
   it('several tubes: tokens of one after those of the other', () => {
     use();
     const random = new Random(12);
@@ -239,7 +255,31 @@ describe('tubelet ops refuse bad input', () => {
     ['no tubelet', (o) => run(o, { tubelet: undefined }), 'ERR_OPTION', /^tubelet must be/],
     ['tubelet', (o) => run(o, { tubelet: [2, 0, 4] }), 'ERR_OPTION', /^tubelet\[1\]/],
     ['rank', (o) => run(o, {}, Tensor.zeros('float32', [4, 3, 8, 8])), 'ERR_SHAPE', /^video: expected 5/],
+    [
+      'no channels',
+      (o) => run(o, {}, Tensor.zeros('float32', [1, 4, 0, 8, 8])),
+      'ERR_SHAPE',
+      /^video: expected at least one channel/,
+    ],
     ['type', (o) => run(o, {}, Tensor.zeros('int8', [1, 4, 3, 8, 8])), 'ERR_DTYPE', /^video/],
+    [
+      'matrix type',
+      (o) => patchEmbedSync(video, Tensor.zeros('int8', [5, 96]), { ...o, tubelet: [2, 4, 4] }),
+      'ERR_DTYPE',
+      /^weights/,
+    ],
+    [
+      'matrix rank',
+      (o) => patchEmbedSync(video, Tensor.zeros('float32', [5, 3, 32]), { ...o, tubelet: [2, 4, 4] }),
+      'ERR_SHAPE',
+      /^weights: expected 2 dimensions/,
+    ],
+    [
+      'matrix shape',
+      (o) => patchEmbedSync(video, Tensor.zeros('float32', [5, 48]), { ...o, tubelet: [2, 4, 4] }),
+      'ERR_SHAPE',
+      /^weights: expected \[5, 96\].*got \[5, 48\]/,
+    ],
     [
       'no token',
       (o) => run(o, {}, Tensor.zeros('float32', [1, 1, 3, 8, 8])),

@@ -68,6 +68,8 @@ export interface OpCase {
   /** Timed by `heddle bench`. Too large for the reference rows set `verify: false`; bench then checks a slice. */
   bench?: boolean;
   verify?: boolean;
+  /** False where the op's CUDA kernel does not serve this input. */
+  cuda?: boolean;
   prepare(random: Random): PreparedCase;
 }
 

@@ -56,6 +56,12 @@ const shapes: Shape[] = [
   { rows: 5, n: 130, k: 129, float8: true, xType: 'bfloat16' },
   { rows: 5, n: 40, k: 160, float8: true, type: 'int8' },
   { rows: 5, n: 40, k: 160, float8: true, type: 'bfloat16' },
+  // Routers: few outputs of many inputs.
+  { rows: 9, n: 40, k: 608, bias: true, activation: 'sigmoid' },
+  { rows: 3, n: 1, k: 1030 },
+  { rows: 2, n: 33, k: 2080, type: 'int4', zeros: true, bias: true },
+  { rows: 2, n: 20, k: 2112, type: 'int8' },
+  { rows: 2, n: 20, k: 1100, type: 'float8', activation: 'tanh' },
 ];
 
 /** Options, and what a name says of them. */
@@ -123,6 +129,10 @@ export const linearCases: OpCase[] = shapes.map((s) => {
       return {
         run: (o) => [linearSync(x, pack(o), { ...o, ...options })],
         runAsync: async (o) => [await linear(x, pack(o), { ...o, ...options })],
+        dispose: () => {
+          for (const m of packed.values()) m.dispose();
+          packed.clear();
+        },
       };
     },
   };

@@ -5,13 +5,20 @@ import { Tensor } from '../../lib/index.ts';
 import { Random } from '../cases/random.ts';
 import { hasCuda, testCudaCases } from '../helpers/cuda.ts';
 
-testCudaCases('attention', [
+// Those of the backward passes run in attentionBackward.test.ts: two files share the time.
+testCudaCases(
   'attention',
-  'factorizedAttention',
-  'decodeAttention',
-  'attentionBackward',
-  'factorizedAttentionBackward',
-]);
+  [
+    'patchEmbed',
+    'attention',
+    'factorizedAttention',
+    'decodeAttention',
+    'attentionBackward',
+    'factorizedAttentionBackward',
+    'rotaryEmbedding',
+  ],
+  { serve: (c) => !c.op.endsWith('Backward') },
+);
 
 describe.skipIf(!hasCuda())('cuda, attention rows that see only NaN logits', () => {
   it.each(['float32', 'bfloat16'] as const)('are NaN and leave the others alone: %s', (type) => {

@@ -12,8 +12,11 @@ import { cudaMemory } from '../../lib/device.ts';
 import { decodeFloats, encodeFloats, type FloatType } from '../../lib/dtype.ts';
 import { type DTypeArrays, Tensor } from '../../lib/index.ts';
 import { Random } from '../cases/random.ts';
-import { hasCuda } from '../helpers/cuda.ts';
+import { hasCuda, testCudaCases } from '../helpers/cuda.ts';
 import { expectThrow } from '../helpers/errors.ts';
+
+const backward = ['attentionBackward', 'factorizedAttentionBackward'];
+testCudaCases('attention', backward, { kernels: backward });
 
 const TYPES = ['float32', 'bfloat16', 'float16'] as const;
 const random = new Random(11);

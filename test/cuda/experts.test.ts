@@ -1,7 +1,6 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { cudaMemory, setCudaMemoryLimit } from '../../lib/device.ts';
 import { encodeFloats, type FloatType } from '../../lib/dtype.ts';
-import { packMatrixSync } from '../../lib/gemm/linear.ts';
 import {
   expertsForward,
   expertsForwardSync,
@@ -265,7 +264,6 @@ describe.skipIf(!hasCuda())('expert compute on cuda', () => {
       /packed for backend cpu/,
     );
     expectThrow(() => reference.toSync('cuda'), 'ERR_BACKEND', /backend reference/);
-    expectThrow(() => packMatrixSync(x, { backend: 'cuda' }), 'ERR_BACKEND', /cannot be made on cuda/);
     expectThrow(() => cuda.toSync('cpu'), 'ERR_BACKEND', /backend cuda/);
     expectThrow(() => cpu.toSync('gpu' as never), 'ERR_OPTION', /'gpu'/);
     const wrong = { ...routing, indices: new Tensor('int32', Int32Array.of(0, 1, 2, 0), [2, 2]) };

@@ -25,16 +25,16 @@ export function cudaOps(): string[] {
  * Every case of a family's tables whose op has a CUDA kernel against the reference: sync and async, and bitwise equal
  * between runs (on the host shim each run takes another order of threads, so this is what finds missing barriers).
  * @param ops the ops of this family that must have one
- * @param some where an op has kernels for some kinds of input only: their names, and the cases they serve
+ * @param some kernels: names, where they are not those of the ops; serve: the cases that run here (default: all)
  */
 export function testCudaCases(
   family: string,
   ops: readonly string[],
-  some?: { kernels: readonly string[]; serve: (c: OpCase) => boolean },
+  some?: { kernels?: readonly string[]; serve?: (c: OpCase) => boolean },
 ): void {
   describe.skipIf(!hasCuda())(`cuda, ${family}`, () => {
     it('has the kernels it should', () => {
-      if (some) {
+      if (some?.kernels) {
         expect(cudaOps()).toEqual(expect.arrayContaining([...some.kernels]));
         return;
       }
@@ -47,7 +47,8 @@ export function testCudaCases(
         ops.includes(c.op) &&
         !c.bench &&
         c.verify !== false &&
-        (some?.serve(c) ?? true),
+        c.cuda !== false &&
+        (some?.serve?.(c) ?? true),
     );
     for (const [index, c] of small.entries()) {
       it(`${c.op}: ${c.name}`, () => testCase(c, index), 120_000);

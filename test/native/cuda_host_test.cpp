@@ -77,6 +77,25 @@ __global__ void static_write(int at) {
   __shared__ int shared[8];
   atomicAdd(&shared[at], 1);
 }
+// Reads eight rows of 16 bytes from row `first` of dynamic shared memory on.
+__global__ void matrix_read(uint32_t* out, int first) {
+  HEDDLE_DYNAMIC_SHARED(uint16_t, rows);
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = lane; i < 64; i += 32) rows[i] = 0;
+  __syncwarp();
+  uint32_t r[4];
+  ldmatrix_x4(r, rows + (first + lane % 8) * 8);
+  out[lane] = r[0];
+}
+__global__ void copy_beyond(const uint32_t* from, uint32_t* to, int at) {
+  HEDDLE_DYNAMIC_SHARED(uint32_t, words);
+  if (threadIdx.x == 0) {
+    cp_async_16(words, from + at);
+    cp_async_commit();
+    cp_async_wait<0>();
+    to[0] = words[0];
+  }
+}
 #endif
 
 // Neighbours exchange values through shared memory; `synchronise` leaves the barrier out or in.
@@ -193,6 +212,22 @@ TEST(bounds) {
   CHECK(error_of([] { run(dynamic_write, 32, 20, 5); }) == "died", "one beyond dynamic shared memory");
   CHECK(error_of([] { run(static_write, 32, 0, 7); }).empty(), "the last element");
   CHECK(error_of([] { run(static_write, 32, 0, 8); }) == "died", "one beyond static shared memory");
+  auto matrix = [](int first) {
+    return error_of([first] {
+      Buffer<uint32_t> out(32);
+      run(matrix_read, 32, 128, out.p, first);
+    });
+  };
+  CHECK(matrix(0).empty(), "all eight rows");
+  CHECK(matrix(1) == "died", "one row beyond dynamic shared memory");
+  auto copy = [](int at) {
+    return error_of([at] {
+      Buffer<uint32_t> from(8), to(1);
+      run(copy_beyond, 32, 16, static_cast<const uint32_t*>(from.p), to.p, at);
+    });
+  };
+  CHECK(copy(4).empty(), "the last 16 bytes");
+  CHECK(copy(8) == "died", "a copy beyond the end of global memory");
 }
 #endif
 

@@ -254,6 +254,7 @@ TEST(patch_embed) {
     Block out(DType::kFloat32, 2 * tokens * dim, false);
     const float scale[] = {1.0f, 0.5f, 2.0f}, shift[] = {0.0f, -1.0f, 0.25f};
     PatchEmbedArgs a;
+    PatchProblem& q = a.problem;
     a.weight = std::make_shared<PackedMatrix>();
     PackMatrixArgs p;
     p.matrix = a.weight;
@@ -262,27 +263,27 @@ TEST(patch_embed) {
     p.n = dim;
     p.k = k;
     CHECK(pack_matrix_job(p, e) == kOk, "%s", isa_name(e.isa));
-    a.video = video.data;
-    a.type = type;
-    a.batch = 2;
-    a.channels = C;
-    a.batch_stride = T * C * H * X;
-    a.channel_stride = H * X;
+    q.video = video.data;
+    q.type = type;
+    q.batch = 2;
+    q.channels = C;
+    q.batch_stride = T * C * H * X;
+    q.channel_stride = H * X;
     const int64_t pixel[] = {C * H * X, X, 1}, grid[] = {2, 2, 3}, size[] = {2, 3, 4}, step[] = {2, 2, 3};
     for (int i = 0; i < 3; ++i) {
-      a.pixel_stride[i] = pixel[i];
-      a.grid[i] = grid[i];
-      a.size[i] = size[i];
-      a.step[i] = step[i];
+      q.pixel_stride[i] = pixel[i];
+      q.grid[i] = grid[i];
+      q.size[i] = size[i];
+      q.step[i] = step[i];
     }
-    a.start = X;
-    a.scale = scale;
-    a.shift = shift;
-    a.bias = bias.f();
-    a.out = out.data;
-    a.out_rows = tokens;
+    q.start = X;
+    q.scale = scale;
+    q.shift = shift;
+    q.bias = bias.f();
+    q.out = out.data;
+    q.out_rows = tokens;
     for (const bool last : {false, true}) {
-      a.channels_last = last;
+      q.channels_last = last;
       CHECK(patch_embed(a, e) == kOk, "%s", isa_name(e.isa));
       for (int64_t r = 0; r < 2 * tokens; ++r) {
         const int64_t b = r / tokens, t = r % tokens / 6, y = r % 6 / 3, x = r % 3;
@@ -290,7 +291,7 @@ TEST(patch_embed) {
           double sum = bias.at(n);
           for (int64_t i = 0; i < k; ++i) {
             const int64_t c = last ? i % C : i / 24, d = last ? i / C : i % 24;
-            const int64_t at = b * a.batch_stride + c * H * X + (2 * t + d / 12) * pixel[0] +
+            const int64_t at = b * q.batch_stride + c * H * X + (2 * t + d / 12) * pixel[0] +
                                (1 + 2 * y + d / 4 % 3) * X + 3 * x + d % 4;
             sum += w.at(n * k + i) * (video.at(at) * scale[c] + shift[c]);
           }

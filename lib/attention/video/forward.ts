@@ -85,7 +85,7 @@ function* embed(r: ForwardRun, x: Float32Array): Steps<void> {
 
   const [sb, sf, sc, sy, sx] = frames.strides;
   const tubelet = [...c.tubelet, ...c.tubelet];
-  // In the order of patch_embed_call (native/binding/experts.cpp).
+  // In the order of patch_problem (native/binding/experts.cpp).
   const numbers = [clips, channels, sb, sc, sf, sy, sx, time, height, width, ...tubelet, 0, 0, 0, 0];
   const type = frames.data instanceof Uint8Array ? 'uint8' : 'float32';
   const args = [

@@ -1,4 +1,4 @@
-import type { BackendName } from '../../backend.ts';
+import { type BackendName, backendOf, resolveBackend } from '../../backend.ts';
 import { type Steps, step } from '../../checkpoint/steps.ts';
 import { decodeFloats, type FloatType } from '../../dtype.ts';
 import { HeddleError } from '../../errors.ts';
@@ -109,6 +109,9 @@ export class WeightPacker {
     options: VideoEncoderOptions,
   ) {
     this.shapes = tensorShapes(c);
+    if (backendOf(resolveBackend(options.backend)) === 'cuda') {
+      throw new HeddleError('ERR_BACKEND', 'VideoEncoder does not run on cuda; use backend cpu');
+    }
     this.op = { backend: options.backend, threads: options.threads, signal: options.signal };
     this.type =
       options.type === undefined

@@ -88,6 +88,8 @@ const HALF: AttentionShape[] = [
 const extra: AttentionShape[] = [
   { name: 'no query heads', queries: 3, keys: 9, heads: 0, keyHeads: 2, dim: 8 },
   { name: 'several panels', queries: 70, keys: 1100, heads: 1, dim: 16, causal: true },
+  { name: 'panels and blocks', queries: 150, keys: 1100, heads: 2, keyHeads: 1, dim: 16, causal: true },
+  { name: 'panels and blocks, window', queries: 250, keys: 1100, heads: 1, dim: 16, window: [250, 40] },
   {
     name: 'mask bias of one row',
     batch: 2,

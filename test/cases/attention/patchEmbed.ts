@@ -1,12 +1,12 @@
 import { maskTokens } from '../../../lib/attention/maskTokens.ts';
 import {
   type PatchEmbedOptions,
+  type PatchWeights,
   patchEmbed,
   patchEmbedSync,
-  patchGrid,
-  type Size3,
 } from '../../../lib/attention/patchEmbed.ts';
-import { encodeFloats } from '../../../lib/dtype.ts';
+import { patchGrid, type Size3 } from '../../../lib/attention/patchGrid.ts';
+import { encodeFloats, type FloatType } from '../../../lib/dtype.ts';
 import { type PackedMatrix, packMatrixSync, type WeightType } from '../../../lib/gemm/linear.ts';
 import type { OpOptions } from '../../../lib/op.ts';
 import { Tensor } from '../../../lib/tensor.ts';
@@ -44,6 +44,8 @@ interface Shape {
   options: Omit<PatchEmbedOptions, 'tokens' | 'bias' | 'out'>;
   type?: 'uint8' | 'float32' | 'bfloat16';
   weightType?: WeightType;
+  /** The weights are given as a tensor of this type, not packed. On CUDA they always are, in `weightType`. */
+  matrix?: FloatType;
   bias?: boolean;
   /** Keep a quarter of the tokens. */
   masked?: 'random' | 'tube' | 'frame';
@@ -52,6 +54,7 @@ interface Shape {
 
 const imagenet = { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
 const small: [number, number, number, number, number] = [2, 5, 3, 17, 19];
+const many: [number, number, number, number, number] = [2, 4, 3, 32, 32];
 
 const shapes: Shape[] = [
   { name: 'ViViT', dims: small, dim: 40, options: { tubelet: [2, 4, 4] }, bias: true },
@@ -129,6 +132,92 @@ const shapes: Shape[] = [
       ],
     },
   },
+  // What the CUDA kernels tell apart: tiles for many and for few tokens, pixels read as vectors or one by one, channels in
+  // planes or interleaved, the weights in the same order or the other, odd sizes.
+  { name: 'matrix', dims: many, dim: 130, options: { tubelet: [1, 4, 8] }, matrix: 'float32', bias: true },
+  {
+    name: 'bf16 matrix, pixels',
+    dims: many,
+    dim: 130,
+    options: { tubelet: [1, 4, 8], ...imagenet, outType: 'bfloat16' },
+    type: 'uint8',
+    matrix: 'bfloat16',
+    bias: true,
+  },
+  {
+    name: 'fp16 matrix',
+    dims: many,
+    dim: 131,
+    options: { tubelet: [1, 4, 8], outType: 'float16' },
+    matrix: 'float16',
+  },
+  {
+    name: 'bf16 matrix, pixels THWC',
+    dims: [1, 4, 3, 16, 24],
+    dim: 33,
+    options: { tubelet: [2, 8, 8], layout: 'THWC', ...imagenet },
+    type: 'uint8',
+    matrix: 'bfloat16',
+    bias: true,
+  },
+  {
+    name: 'bf16 matrix, THWC, Flax',
+    dims: [2, 4, 3, 16, 24],
+    dim: 24,
+    options: { tubelet: [2, 8, 8], layout: 'THWC', weightOrder: 'THWC', ...imagenet },
+    type: 'bfloat16',
+    matrix: 'bfloat16',
+  },
+  {
+    name: 'fp16 matrix, odd, Flax',
+    dims: small,
+    dim: 7,
+    options: { tubelet: [1, 5, 3], weightOrder: 'THWC', mean: [0.1, 0.2, 0.3] },
+    matrix: 'float16',
+  },
+  {
+    name: 'matrix, THWC, Flax',
+    dims: [1, 4, 3, 16, 24],
+    dim: 140,
+    options: { tubelet: [2, 8, 8], layout: 'THWC', weightOrder: 'THWC', ...imagenet },
+    matrix: 'float32',
+  },
+  {
+    name: 'matrix, pixels, one channel',
+    dims: [1, 3, 1, 13, 16],
+    dim: 12,
+    options: { tubelet: [1, 3, 8], layout: 'THWC' },
+    type: 'uint8',
+    matrix: 'float32',
+  },
+  {
+    name: 'bf16 matrix, random',
+    dims: [3, 8, 3, 32, 32],
+    dim: 260,
+    options: { tubelet: [2, 4, 4] },
+    type: 'bfloat16',
+    matrix: 'bfloat16',
+    masked: 'random',
+    bias: true,
+  },
+  {
+    name: 'fp16 matrix, two tubes',
+    dims: [2, 8, 3, 16, 16],
+    dim: 20,
+    options: {
+      tubelet: [
+        [8, 4, 4],
+        [2, 8, 8],
+      ],
+      stride: [4, 8, 8],
+      offset: [
+        [0, 2, 2],
+        [0, 0, 0],
+      ],
+    },
+    matrix: 'float16',
+    bias: true,
+  },
   { name: 'ViViT-B', dims: [1, 32, 3, 224, 224], dim: 768, options: { tubelet: [2, 16, 16] }, bench: true },
   {
     name: 'ViViT-B pixels',
@@ -171,7 +260,8 @@ export const patchEmbedCases: OpCase[] = shapes.map((s) => {
     }),
   );
   const flops = grids.reduce((sum, g, i) => sum + 2 * batch * g[0] * g[1] * g[2] * inputs[i] * s.dim, 0);
-  const low = s.weightType === 'int8' || s.weightType === 'bfloat16' || s.options.outType === 'bfloat16';
+  const types = [s.weightType, s.matrix, s.options.outType];
+  const low = types.some((t) => t === 'int8' || t === 'bfloat16' || t === 'float16');
   return {
     family: 'attention',
     op: 'patchEmbed',
@@ -179,10 +269,18 @@ export const patchEmbedCases: OpCase[] = shapes.map((s) => {
     tolerance: low ? 5e-3 : 5e-6,
     flops,
     bench: s.bench,
+    cuda: s.weightType !== 'int8',
     prepare(random) {
       const video = videoOf(random, s);
-      const sources = inputs.map(
-        (k) => new Tensor('float32', random.normals(s.dim * k, k ** -0.5), [s.dim, k]),
+      const matrix = s.matrix ?? 'float32';
+      const sources = inputs.map((k) => {
+        const values = random.normals(s.dim * k, k ** -0.5);
+        return new Tensor(matrix, encodeFloats(values, matrix) as never, [s.dim, k]) as Tensor<FloatType>;
+      });
+      const onDevice = sources.map((x) =>
+        s.weightType === 'bfloat16'
+          ? new Tensor('bfloat16', encodeFloats(x.data as Float32Array, 'bfloat16') as Uint16Array, x.dims)
+          : x,
       );
       const options: PatchEmbedOptions = { ...s.options };
       if (s.bias) options.bias = new Tensor('float32', random.normals(s.dim), [s.dim]);
@@ -198,11 +296,15 @@ export const patchEmbedCases: OpCase[] = shapes.map((s) => {
         });
       }
       const packed = new Map<string, PackedMatrix[]>();
-      const pack = (o: OpOptions) => {
+      const pack = (o: OpOptions): PatchWeights | PatchWeights[] => {
         const backend = o.backend ?? 'auto';
-        const w =
-          packed.get(backend) ?? sources.map((x) => packMatrixSync(x, { type: s.weightType, backend }));
-        packed.set(backend, w);
+        let w: PatchWeights[] = backend === 'cuda' ? onDevice : sources;
+        if (s.matrix === undefined && backend !== 'cuda') {
+          const made =
+            packed.get(backend) ?? sources.map((x) => packMatrixSync(x, { type: s.weightType, backend }));
+          packed.set(backend, made);
+          w = made;
+        }
         return w.length === 1 ? w[0] : w;
       };
       return {

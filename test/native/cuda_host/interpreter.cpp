@@ -40,7 +40,8 @@ struct Fiber {
   void* deposit = nullptr;
   bool predicate = false;
   int reduced[3] = {0, 0, 0};
-  std::vector<std::vector<Copy>> groups;  // committed cp.async groups, and the open one at the end
+  std::vector<Copy> copies;    // of cp.async, those that wait
+  std::vector<size_t> groups;  // how many of them end each committed group
 #if defined(__x86_64__)
   void* stack_pointer = nullptr;
 #else
@@ -76,7 +77,10 @@ heddle_switch_stack:
 // The block that runs now; only the executor's thread touches any of this.
 struct Block {
   std::vector<Fiber> fibers{static_cast<size_t>(kMaxBlockThreads)};
+  uint32_t waiting[kMaxBlockThreads / 32] = {};  // lanes of each warp in a warp operation
+  uint32_t exited[kMaxBlockThreads / 32] = {};
   char* stacks = nullptr;
+  bool left_dirty = false;  // a block that failed left its fibers' frames behind
   int count = 0;
   Fiber* current = nullptr;
   const std::function<void()>* body = nullptr;
@@ -108,6 +112,8 @@ void fiber_main() {
   (*b.body)();
   cp_async_wait(0);  // what the kernel never waited for still must be in bounds
   b.current->state = State::kDone;
+  const auto at = static_cast<size_t>(b.current - b.fibers.data());
+  b.exited[at / 32] |= 1u << at % 32;
   to_scheduler();
   std::abort();
 }
@@ -116,6 +122,7 @@ void prepare(int i) {
   Block& b = block();
   Fiber& f = b.fibers[static_cast<size_t>(i)];
   f.state = State::kReady;
+  f.copies.clear();
   f.groups.clear();
   char* stack = b.stacks + static_cast<size_t>(i) * kStackBytes;
 #if defined(__x86_64__)
@@ -161,7 +168,7 @@ struct Order {
     list.resize(static_cast<size_t>(n));
     for (int64_t i = 0; i < n; ++i) list[static_cast<size_t>(i)] = kind == 1 ? n - 1 - i : i;
     if (kind != 2) return;
-    for (int64_t i = n - 1; i > 0; --i) std::swap(list[static_cast<size_t>(i)], list[next() % static_cast<uint64_t>(i + 1)]);
+    for (int64_t i = n - 1; i > 0; --i) std::swap(list[static_cast<size_t>(i)], list[(next() >> 32) * static_cast<uint64_t>(i + 1) >> 32]);
   }
 };
 
@@ -211,6 +218,8 @@ bool run_block(Order& order) {
   Block& b = block();
   std::vector<int64_t> warps, lanes;
   for (int i = 0; i < b.count; ++i) prepare(i);
+  std::fill(b.waiting, b.waiting + b.count / 32, 0u);
+  std::fill(b.exited, b.exited + b.count / 32, 0u);
   for (;;) {
     order.arrange(warps, b.count / 32);
     for (int64_t w : warps) {
@@ -242,7 +251,8 @@ std::string run_grid(const std::string& name, dim3 grid, dim3 threads, size_t sh
     if (p == MAP_FAILED) return "no memory for the fibers' stacks";
     b.stacks = static_cast<char*>(p);
   }
-  HEDDLE_GUARD_BLOCK(b.stacks, kStackBytes * kMaxBlockThreads, kStackBytes * kMaxBlockThreads);
+  if (b.left_dirty) HEDDLE_GUARD_BLOCK(b.stacks, kStackBytes * kMaxBlockThreads, kStackBytes * kMaxBlockThreads);
+  b.left_dirty = false;
   b.count = static_cast<int>(threads.x * threads.y * threads.z);
   b.body = &body;
   blockDim = threads;
@@ -263,7 +273,10 @@ std::string run_grid(const std::string& name, dim3 grid, dim3 threads, size_t sh
     b.error.clear();
     const bool done = run_block(order);
     ::operator delete[](b.shared.release(), std::align_val_t(128));
-    if (!done) return name + ": " + b.error;
+    if (!done) {
+      b.left_dirty = true;
+      return name + ": " + b.error;
+    }
   }
   return {};
 }
@@ -332,48 +345,50 @@ void collective(uint32_t mask, Collective run, void* deposit, int line) {
   f.deposit = deposit;
   f.line = line;
   Fiber* warp = b.fibers.data() + at / 32 * 32;
+  uint32_t& waiting = b.waiting[at / 32];
+  waiting |= 1u << at % 32;
+  if (b.exited[at / 32] & mask) fail("a warp operation whose mask names a lane that has exited");
+  if ((waiting & mask) != mask) {
+    to_scheduler();
+    return;
+  }
   void* deposits[32] = {};
-  for (int i = 0; i < 32; ++i) {
-    if (!(mask >> i & 1u)) continue;
-    if (warp[i].state == State::kDone) fail("a warp operation whose mask names a lane that has exited");
-    if (warp[i].state != State::kCollective || warp[i].mask != mask || warp[i].run != run) {
+  for (uint32_t left = mask; left; left &= left - 1) {
+    const int i = __builtin_ctz(left);
+    if (warp[i].mask != mask || warp[i].run != run) {
       to_scheduler();
       return;
     }
     deposits[i] = warp[i].deposit;
   }
   run(deposits, mask);
-  for (int i = 0; i < 32; ++i) {
-    if (mask >> i & 1u) warp[i].state = State::kReady;
-  }
+  waiting &= ~mask;
+  for (uint32_t left = mask; left; left &= left - 1) warp[__builtin_ctz(left)].state = State::kReady;
 }
 
 void cp_async(void* shared, const void* global, int valid) {
   if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0) {
     fail("cp.async: an address is not 16-byte aligned");
   }
-  auto& groups = block().current->groups;
-  if (groups.empty()) groups.emplace_back();
-  groups.back().push_back({shared, global, valid});
+  block().current->copies.push_back({shared, global, valid});
 }
 void cp_async_commit() {
-  auto& groups = block().current->groups;
-  if (groups.empty()) groups.emplace_back();
-  groups.emplace_back();
+  Fiber& f = *block().current;
+  f.groups.push_back(f.copies.size());
 }
 void cp_async_wait(int pending) {
-  auto& groups = block().current->groups;
-  if (groups.empty()) return;
-  // The open group counts only once it is committed.
-  const size_t committed = groups.size() - 1;
-  const size_t due = committed > static_cast<size_t>(pending) ? committed - static_cast<size_t>(pending) : 0;
-  for (size_t g = 0; g < due; ++g) {
-    for (const Copy& c : groups[g]) {
-      std::memcpy(c.to, c.from, static_cast<size_t>(c.valid));
-      std::memset(static_cast<char*>(c.to) + c.valid, 0, static_cast<size_t>(16 - c.valid));
-    }
+  Fiber& f = *block().current;
+  const size_t committed = f.groups.size();
+  if (committed <= static_cast<size_t>(pending)) return;
+  const size_t due = committed - static_cast<size_t>(pending), count = f.groups[due - 1];
+  for (size_t i = 0; i < count; ++i) {
+    const Copy& c = f.copies[i];
+    std::memcpy(c.to, c.from, static_cast<size_t>(c.valid));
+    std::memset(static_cast<char*>(c.to) + c.valid, 0, static_cast<size_t>(16 - c.valid));
   }
-  groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(due));
+  f.copies.erase(f.copies.begin(), f.copies.begin() + static_cast<std::ptrdiff_t>(count));
+  f.groups.erase(f.groups.begin(), f.groups.begin() + static_cast<std::ptrdiff_t>(due));
+  for (size_t& end : f.groups) end -= count;
 }
 
 }  // namespace cuda_host

@@ -69,9 +69,6 @@ T shuffle(uint32_t mask, T value, int source, int line) {
 }
 inline int lane() { return static_cast<int>(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) & 31; }
 
-void mma_16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float (*widen)(uint16_t));
-void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-void ldmatrix(uint32_t* r, int count, const void* row, bool transposed);
 void cp_async(void* shared, const void* global, int valid);
 void cp_async_commit();
 void cp_async_wait(int pending);
@@ -172,3 +169,4 @@ uint32_t __match_any_sync(uint32_t mask, T v, int line = __builtin_LINE()) {
 }
 
 #include "intrinsics.h"
+#include "matrix.h"

@@ -1,14 +1,14 @@
-// The weight types of expert compute on the device: what a stage of the pipeline holds and how a warp multiplies it. The
-// weights are the operand A (16 outputs), rows of x or h the operand B (8 rows): one fragment serves one row and many.
+// The weight types of products on the device: what a stage of the pipeline holds and how a warp multiplies it. The
+// weights are the operand A (16 outputs), the rows the operand B (8 of them): one fragment serves one row and many.
 #pragma once
 #include "cuda/matrix.cuh"
-#include "moe/experts_device.h"
+#include "gemm/device_matrix.h"
 
 namespace heddle {
 
 // Small: int4 and MXFP4 with groups of 32, two in a step. Points: int4 with zero points.
 template <PackType P, bool Small = false, bool Points = false>
-struct ExpertKind {
+struct WeightKind {
   static constexpr PackType kType = P;
   static constexpr bool kSmall = Small, kPoints = Points;
   static constexpr bool kFourBits = P == PackType::kInt4 || P == PackType::kMxfp4;
@@ -26,7 +26,7 @@ struct ExpertKind {
 
 // A stage: `Tiles` tiles of 16 outputs and `Rows` rows.
 template <class K, int Tiles, int Rows>
-struct ExpertStage {
+struct ProductStage {
   static constexpr int kScales = Tiles * K::kCodeBytes;
   static constexpr int kPoints = kScales + Tiles * K::kScaleBytes;
   static constexpr int kRows = kPoints + Tiles * K::kPointBytes;

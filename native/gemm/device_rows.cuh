@@ -1,9 +1,9 @@
-// Rows of x or h as operands of expert products (experts_device.h): rounded, split or quantised, padded with zeros. A block
+// Rows as operands of grouped products (device_matrix.h): rounded, split or quantised, padded with zeros. A block
 // takes a row, so that its bits depend on nothing else.
 #pragma once
 #include "cuda/warp.cuh"
-#include "moe/experts_kinds.cuh"
-#include "moe/experts_run.cuh"
+#include "gemm/device_kinds.cuh"
+#include "gemm/device_product.h"
 
 namespace heddle {
 
@@ -34,7 +34,7 @@ __device__ __forceinline__ void split_bf16(float v, uint16_t (&part)[3]) {
 }
 
 template <class K>
-__global__ void __launch_bounds__(kRowThreads) expert_rows_kernel(RowsToOperand r) {
+__global__ void __launch_bounds__(kRowThreads) operand_rows_kernel(RowsToOperand r) {
   const int64_t row = blockIdx.x;
   if (r.count && row >= *r.count) return;
   const int64_t base = row * r.pitch;
@@ -113,9 +113,9 @@ __global__ void __launch_bounds__(kRowThreads) expert_rows_kernel(RowsToOperand 
 }
 
 template <class K>
-int64_t expert_rows(const RowsToOperand& r, heddle_cuda_job& job) {
+int64_t operand_rows(const RowsToOperand& r, heddle_cuda_job& job) {
   if (r.rows == 0) return kOk;
-  HEDDLE_LAUNCH((expert_rows_kernel<K>), dim3(static_cast<unsigned>(r.rows)), dim3(kRowThreads), 0, job.stream, r);
+  HEDDLE_LAUNCH((operand_rows_kernel<K>), dim3(static_cast<unsigned>(r.rows)), dim3(kRowThreads), 0, job.stream, r);
   return job.launched();
 }
 

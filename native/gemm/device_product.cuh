@@ -1,6 +1,7 @@
-// The grouped product of expert compute; see experts.cu.
+// The grouped product; see device_product.h.
 #pragma once
-#include "moe/experts_rows.cuh"
+#include "gemm/device_activation.cuh"
+#include "gemm/device_rows.cuh"
 
 namespace heddle {
 
@@ -23,7 +24,7 @@ using ManyRows = std::conditional_t<(K::kGroups > 0), ProductShape<2, 4, 4, 4, 4
 
 template <class K, class S>
 constexpr int product_shared() {
-  const int stages = S::kStages * ExpertStage<K, S::kTiles, S::kRows>::kBytes;
+  const int stages = S::kStages * ProductStage<K, S::kTiles, S::kRows>::kBytes;
   const int sums = S::kRows * S::kPitch * 4;
   return stages > sums ? stages : sums;
 }
@@ -35,26 +36,35 @@ struct ProductTile {
   int32_t expert, row, end;  // rows [row, end)
   int32_t outputs;           // tiles of 16 outputs before it
 };
+// Row tiles of the only expert.
 template <class S>
-__device__ __forceinline__ ProductTile find_tile(const ExpertProduct& p, int64_t i, int64_t across) {
-  ProductTile t;
-  t.expert = p.tile_expert[i / across];
-  const int64_t before = p.first_tile[t.expert], down = p.first_tile[t.expert + 1] - before;
-  int64_t j = i - before * across;
-  const int64_t run = j / (kRowRun * across);
+__device__ __forceinline__ int32_t row_tiles(const GroupedProduct& p) {
+  return static_cast<int32_t>(ceil_div(p.all, S::kRows));
+}
+template <class S>
+__device__ __forceinline__ ProductTile find_tile(const GroupedProduct& p, int32_t i, int32_t across) {
+  ProductTile t{};
+  int32_t before = 0, down = row_tiles<S>(p), first = 0, end = p.all;
+  if (p.offsets) {
+    t.expert = p.tile_expert[i / across];
+    before = p.first_tile[t.expert], down = p.first_tile[t.expert + 1] - before;
+    first = p.offsets[t.expert], end = p.offsets[t.expert + 1];
+  }
+  int32_t j = i - before * across;
+  const int32_t run = j / (kRowRun * across);
   j -= run * kRowRun * across;
-  const int64_t height = down - run * kRowRun < kRowRun ? down - run * kRowRun : kRowRun;
-  t.row = p.offsets[t.expert] + static_cast<int32_t>((run * kRowRun + j % height) * S::kRows);
-  t.end = min(p.offsets[t.expert + 1], t.row + S::kRows);
-  t.outputs = static_cast<int32_t>(j / height * S::kTiles);
+  const int32_t height = min(down - run * kRowRun, kRowRun);
+  t.row = first + (run * kRowRun + j % height) * S::kRows;
+  t.end = min(end, t.row + S::kRows);
+  t.outputs = j / height * S::kTiles;
   return t;
 }
 
 // Step s of a tile to one stage, in the background. Unrolled, the addresses of all chunks stay in registers.
 template <class K, class S>
-__device__ __forceinline__ void load_stage(const ExpertProduct& p, const char* expert, int32_t outputs, const int32_t* row_of,
+__device__ __forceinline__ void load_stage(const GroupedProduct& p, const char* expert, int32_t outputs, const int32_t* row_of,
                                            int32_t s, char* stage) {
-  using Stage = ExpertStage<K, S::kTiles, S::kRows>;
+  using Stage = ProductStage<K, S::kTiles, S::kRows>;
   const auto left = static_cast<int32_t>(p.matrix.tiles) - outputs;
   // `count` 16-byte chunks for each tile of outputs, whose bytes stand at from + tile * pitch.
   auto tiles = [&](auto count, char* to, const char* from, int64_t pitch) {
@@ -89,33 +99,15 @@ __device__ __forceinline__ void load_stage(const ExpertProduct& p, const char* e
   }
 }
 
-__device__ __forceinline__ float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
-
-// As native/moe/experts.h defines them; a NaN stays one.
-__device__ __forceinline__ float activate(const ExpertProduct& p, float gate, float up) {
-  switch (p.activation) {
-    case Activation::kSiLU: return gate * sigmoid(gate) * up;
-    case Activation::kClampedSwiGLU: {
-      const float g = gate > p.limit ? p.limit : gate;
-      const float u = up > p.limit ? p.limit : up < -p.limit ? -p.limit : up;
-      return g * sigmoid(g * p.alpha) * (u + 1.0f);
-    }
-    case Activation::kGeluTanh: {
-      const float z = 1.5957691216057308f * fmaf(gate * gate * gate, 0.044715f, gate);
-      return gate * sigmoid(z) * up;
-    }
-    case Activation::kGeluErf: return 0.5f * gate * (1.0f + erff(gate * 0.70710678118654752f)) * up;
-    case Activation::kReluSquared: {
-      const float g = gate < 0.0f ? 0.0f : gate;
-      return g * g * up;
-    }
-    case Activation::kRelu: return (gate < 0.0f ? 0.0f : gate) * up;
-    default: return gate * up;
-  }
+__device__ __forceinline__ float activate(const GroupedProduct& p, float gate, float up) {
+  if (!p.clamped) return linear_activation(p.activation, gate) * up;
+  const float g = gate > p.limit ? p.limit : gate;
+  const float u = up > p.limit ? p.limit : up < -p.limit ? -p.limit : up;
+  return g * sigmoid(g * p.alpha) * (u + 1.0f);
 }
 
 template <class K>
-__device__ __forceinline__ void store_h(const ExpertProduct& p, int64_t row, int64_t column, float v) {
+__device__ __forceinline__ void store_h(const GroupedProduct& p, int64_t row, int64_t column, float v) {
   if constexpr (K::kType == PackType::kBFloat16) {
     static_cast<uint16_t*>(p.out)[row * p.out_pitch + column] = round_bf16(v);
   } else if constexpr (K::kFloat8) {
@@ -131,9 +123,9 @@ __device__ __forceinline__ void store_h(const ExpertProduct& p, int64_t row, int
 
 // From the sums [rows][kPitch] in shared memory.
 template <class K, class S>
-__device__ __forceinline__ void finish_tile(const ExpertProduct& p, const ProductTile& tile, const char* expert, const float* sums,
-                                            const int32_t* row_of) {
-  const auto* bias = reinterpret_cast<const float*>(expert + p.matrix.bias) + tile.outputs * 16;
+__device__ __forceinline__ void finish_tile(const GroupedProduct& p, const ProductTile& tile, int32_t part, const char* expert,
+                                            const float* sums, const int32_t* row_of) {
+  const auto* bias = (p.bias ? p.bias : reinterpret_cast<const float*>(expert + p.matrix.bias)) + tile.outputs * 16;
   const auto* scale = reinterpret_cast<const float*>(expert + p.matrix.scales) + tile.outputs * 16;
   const int tiles = min(static_cast<int>(p.matrix.tiles) - tile.outputs, S::kTiles);
   const int rows = tile.end - tile.row, threads = S::kThreads;
@@ -145,11 +137,18 @@ __device__ __forceinline__ void finish_tile(const ExpertProduct& p, const Produc
   };
   if (!p.is_up) {
     const int64_t columns = p.columns - tile.outputs * 16;
-    auto* y = static_cast<float*>(p.out) + tile.row * p.out_pitch + tile.outputs * 16;
+    const int64_t first = (int64_t{part} * p.all + tile.row) * p.out_pitch + tile.outputs * 16;
+    auto write = [&](auto put) {
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < rows * S::kTiles * 16; i += threads) {
-      const int row = i / (S::kTiles * 16), output = i % (S::kTiles * 16);
-      if (output < columns) y[row * p.out_pitch + output] = value(row, output);
+      for (int i = static_cast<int>(threadIdx.x); i < rows * S::kTiles * 16; i += threads) {
+        const int row = i / (S::kTiles * 16), output = i % (S::kTiles * 16);
+        if (output < columns) put(first + row * p.out_pitch + output, value(row, output));
+      }
+    };
+    if (p.activation == LinearActivation::kNone && p.out_type == DType::kFloat32) {
+      write([&](int64_t i, float v) { static_cast<float*>(p.out)[i] = v; });
+    } else {
+      write([&](int64_t i, float v) { store_float(p.out, p.out_type, i, linear_activation(p.activation, v)); });
     }
     return;
   }
@@ -167,33 +166,35 @@ __device__ __forceinline__ void finish_tile(const ExpertProduct& p, const Produc
 }
 
 template <class K, class S>
-__global__ void __launch_bounds__(S::kThreads, S::kBlocks) expert_product_kernel(ExpertProduct p) {
-  using Stage = ExpertStage<K, S::kTiles, S::kRows>;
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks) grouped_product_kernel(GroupedProduct p) {
+  using Stage = ProductStage<K, S::kTiles, S::kRows>;
   HEDDLE_DYNAMIC_SHARED(char, shared);
   __shared__ int32_t row_of[S::kRows];  // in p.rows; -1: none
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int first_tile = warp / S::kWarpsN * S::kM, first_row = warp % S::kWarpsN * S::kN * 8;
-  const int64_t across = ceil_div(p.matrix.tiles, S::kTiles);
-  const int64_t count = p.first_tile[p.experts] * across;
-  for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
-    const ProductTile tile = find_tile<S>(p, i, across);
+  const auto across = static_cast<int32_t>(ceil_div(p.matrix.tiles, S::kTiles));
+  const int32_t count = (p.offsets ? p.first_tile[p.experts] : row_tiles<S>(p)) * across;
+  for (auto i = static_cast<int32_t>(blockIdx.x); i < count * p.parts; i += static_cast<int32_t>(gridDim.x)) {
+    const ProductTile tile = find_tile<S>(p, i % count, across);
+    const int32_t part = i / count;
     const char* expert = p.bank + tile.expert * p.expert_bytes;
     for (int r = static_cast<int>(threadIdx.x); r < S::kRows; r += S::kThreads) {
       const int32_t row = tile.row + r;
       row_of[r] = row >= tile.end ? -1 : p.order ? p.order[row] / p.routes_per_row : row;
     }
     __syncthreads();
-    const auto steps = static_cast<int32_t>(p.matrix.steps);
+    const auto begin = static_cast<int32_t>(p.matrix.steps * part / p.parts);
+    const auto end = static_cast<int32_t>(p.matrix.steps * (part + 1) / p.parts);
     auto load = [&](int32_t s, int slot) {
-      if (s < steps) load_stage<K, S>(p, expert, tile.outputs, row_of, s, shared + slot * Stage::kBytes);
+      if (s < end) load_stage<K, S>(p, expert, tile.outputs, row_of, s, shared + slot * Stage::kBytes);
       cp_async_commit();
     };
 #pragma unroll 1
-    for (int s = 0; s < S::kStages - 1; ++s) load(s, s);
+    for (int s = 0; s < S::kStages - 1; ++s) load(begin + s, s);
     typename K::Sum sums[S::kM][S::kN][4] = {};
     int slot = 0;
 #pragma unroll 1
-    for (int32_t s = 0; s < steps; ++s) {
+    for (int32_t s = begin; s < end; ++s) {
       cp_async_wait<S::kStages - 2>();
       __syncthreads();  // step s is there for everybody, and step s - 1 is multiplied
       load(s + S::kStages - 1, slot == 0 ? S::kStages - 1 : slot - 1);
@@ -215,26 +216,27 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) expert_product_kernel
       }
     }
     __syncthreads();
-    finish_tile<K, S>(p, tile, expert, c, row_of);
+    finish_tile<K, S>(p, tile, part, expert, c, row_of);
     __syncthreads();
   }
 }
 
 template <class K, class S>
-int64_t launch_product(const ExpertProduct& p, heddle_cuda_job& job) {
-  const int64_t tiles = p.most_tiles * ceil_div(p.matrix.tiles, S::kTiles);
+int64_t launch_product(const GroupedProduct& p, heddle_cuda_job& job) {
+  const int64_t tiles = p.most_tiles * ceil_div(p.matrix.tiles, S::kTiles) * p.parts;
   const int64_t fit = cuda::multiprocessors() * S::kBlocks;
   if (tiles == 0) return kOk;
+  if (tiles >= int64_t{1} << 30) return kUnsupported;  // terabytes
   constexpr int kShared = product_shared<K, S>();
-  if (kShared > 48 * 1024) HEDDLE_ALLOW_SHARED((expert_product_kernel<K, S>), kShared);
-  HEDDLE_LAUNCH((expert_product_kernel<K, S>), dim3(static_cast<unsigned>(tiles < fit ? tiles : fit)), dim3(S::kThreads), kShared,
+  if (kShared > 48 * 1024) HEDDLE_ALLOW_SHARED((grouped_product_kernel<K, S>), kShared);
+  HEDDLE_LAUNCH((grouped_product_kernel<K, S>), dim3(static_cast<unsigned>(tiles < fit ? tiles : fit)), dim3(S::kThreads), kShared,
                 job.stream, p);
   return job.launched();
 }
 
 template <class K>
-ExpertOps make_expert_ops() {
-  return {expert_rows<K>, [](BlockShape shape, const ExpertProduct& p, heddle_cuda_job& job) {
+ProductOps make_product_ops() {
+  return {operand_rows<K>, [](BlockShape shape, const GroupedProduct& p, heddle_cuda_job& job) {
             switch (shape) {
               case BlockShape::kFew: return launch_product<K, FewRows>(p, job);
               case BlockShape::kSome: return launch_product<K, SomeRows>(p, job);
