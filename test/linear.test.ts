@@ -20,7 +20,7 @@ describe.each(nativeVariants())('linear on $name', ({ use }) => {
   ] as const)('$type, symmetric $symmetric: a row alone has the bits it has in a batch', (options) => {
     use();
     const random = new Random(77);
-    const [rows, n, k] = [61, 70, 128];
+    const [rows, n, k] = [61, 70, 1664]; // several blocks of k and scale groups
     const w = packMatrixSync(new Tensor('float32', random.normals(n * k), [n, k]), options);
     const x = random.normals(rows * k);
     const all = linearSync(new Tensor('float32', x, [rows, k]), w).data as Float32Array;

@@ -27,6 +27,12 @@ HEDDLE_INLINE void prefetch_steps(const TileCall& t, const char* b, int64_t step
   }
 }
 
+// The same for a panel that is widened step by step.
+HEDDLE_INLINE void prefetch_near(const int32_t* step) {
+  HEDDLE_PREFETCH(reinterpret_cast<const char*>(step) + kNear);
+  HEDDLE_PREFETCH(reinterpret_cast<const char*>(step) + kNear + 64);
+}
+
 // Bits of 2^(e - 127) / 2 of an e8m0 exponent, the scale of doubled E2M1 values. e = 0 and 1 need subnormals.
 HEDDLE_INLINE int32_t e8m0_half(int32_t e) {
   const int32_t normal = static_cast<int32_t>(static_cast<uint32_t>(e - 1) << 23), tiny = e > 0 ? 0x00400000 : 0x00200000;

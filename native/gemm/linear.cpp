@@ -53,7 +53,8 @@ Status linear(const LinearArgs& a, const Exec& exec) {
       const int64_t p = i % w.panels;
       const int64_t t0 = tiles * (i / w.panels) / groups, t1 = tiles * (i / w.panels + 1) / groups;
       const RowTile* first = rows_of.data() + t0;
-      const PanelProduct q = {&w, &kernels, kind, first, t1 - t0, operands.as<char>() + first->begin * row_bytes, row_bytes, 0, w.steps};
+      const PanelProduct q = {&w, &kernels, kind, first, t1 - t0, operands.as<char>() + first->begin * row_bytes, row_bytes,
+                              0, w.steps, block_steps(exec.isa)};
       // Behind the run of panels of this task the other threads take theirs.
       const int64_t last = std::min(end - i, w.panels - p), next = (p + last + grain * (exec.threads - 1)) % w.panels;
       multiply_panel(q, p, w.panel(p) + last * bytes, w.panel(next), c, [&](const RowTile& t, const float* out) {

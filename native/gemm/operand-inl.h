@@ -64,9 +64,11 @@ HEDDLE_INLINE float quantize_run(const float* x, int64_t n, float* whole, int8_t
   return finite ? amax / 127.0f : bits_to_float(0x7fc00000u);
 }
 
-// o[k][m] = row m's value k, W x W values at a time, in registers.
-HEDDLE_INLINE void interleave_rows(const float* x, int64_t stride, int rows, int64_t n, float* o) {
+// o[k][m] = value k of row(m), W x W values at a time, in registers.
+template <class Row>
+HEDDLE_INLINE void interleave(const Row& row, int rows, int64_t n, float* o) {
   if (rows == 1) {
+    const float* x = row(0);
     int64_t k = 0;
     for (; k + W <= n; k += W) store(o + k, load(x + k));
     for (; k < n; ++k) o[k] = x[k];
@@ -77,7 +79,7 @@ HEDDLE_INLINE void interleave_rows(const float* x, int64_t stride, int rows, int
     for (int m0 = 0; m0 < rows; m0 += W) {
       const int count = rows - m0 < W ? rows - m0 : W;
       vf v[W];
-      for (int m = 0; m < W; ++m) v[m] = m < count ? load(x + (m0 + m) * stride + k) : set1(0.0f);
+      for (int m = 0; m < W; ++m) v[m] = m < count ? load(row(m0 + m) + k) : set1(0.0f);
       transpose(v);
       for (int i = 0; i < W; ++i) {
         float* to = o + (k + i) * rows + m0;
@@ -86,8 +88,13 @@ HEDDLE_INLINE void interleave_rows(const float* x, int64_t stride, int rows, int
     }
   }
   for (; k < n; ++k) {
-    for (int m = 0; m < rows; ++m) o[k * rows + m] = x[m * stride + k];
+    for (int m = 0; m < rows; ++m) o[k * rows + m] = row(m)[k];
   }
+}
+
+// The same of rows `stride` floats apart.
+HEDDLE_INLINE void interleave_rows(const float* x, int64_t stride, int rows, int64_t n, float* o) {
+  interleave([=](int m) { return x + m * stride; }, rows, n, o);
 }
 
 // `rows` fp32 rows at x + m * stride, each valid and zero-padded up to steps * unit values; overwritten.

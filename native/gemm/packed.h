@@ -126,14 +126,14 @@ struct TileCall {
   const void* b;  // one panel, or a k-range of it
   int64_t steps;
   float* c;
-  bool accumulate;          // continue the chains in c (float types only)
+  bool accumulate;          // continue the chains in c (float types), or add to it (widened float8)
   bool resident;            // another tile has just brought this range of the panel to L1
   const char* prefetch;     // what is read after this range, brought to L2 meanwhile
   int64_t prefetch_stride;  // bytes per step, at most 64: a burst fills the line fill buffers and stalls the loads of
                             // this panel
   // Integer types.
   int64_t group_steps;        // steps per scale group; 0: one group
-  const float* b_scale;       // int8 [32]; int4, float8 [groups][32]
+  const float* b_scale;       // int8 [32]; int4, float8 [groups][32]; widened float8 [32]
   const int32_t* b_sum;       // int8 [32]: 128 * column sum
   const uint8_t* b_zero;      // int4 [groups][32]; nullptr: 8
   const uint8_t* b_exponent;  // MXFP4 [groups][32]
@@ -146,6 +146,10 @@ using TileFn = void (*)(const TileCall&);
 struct TileKernels {
   int max_rows = 0;
   TileFn tile[kMaxTileRows + 1] = {};  // by number of rows
+  // Types that these kernels widen to floats in registers: `steps` steps of a panel as floats [k][32], and the kernels
+  // that give the same bits with those.
+  void (*widen)(const char* b, int64_t steps, float* out) = nullptr;
+  const TileKernels* widened = nullptr;
 };
 
 // The kernels of one type for the chosen instruction set (and the extensions this CPU has beside it).
@@ -161,6 +165,8 @@ enum class Operand : int32_t {
   kIntFloat,     // [k][rows] q as floats, then scale and sum as kInt8: without an integer dot product instruction
 };
 Operand operand_kind(Isa isa, PackType type);
+// Whether a value's place in the operand takes nothing but the value: rows may then be packed in parts.
+inline bool packs_values(Operand kind) { return kind == Operand::kFloat32 || kind == Operand::kFloat32Pair; }
 // Bytes per row of an operand with `k` values (at most 4 per value for k >= 32).
 int64_t operand_row_bytes(Operand kind, const PackedMatrix& m);
 

@@ -42,6 +42,14 @@ HEDDLE_INLINE void load_tile(const TileCall& t, int c0, vf (&acc)[MR][2 * U]) {
   }
 }
 template <int MR, int U>
+HEDDLE_INLINE void clear_tile(vf (&acc)[MR][2 * U]) {
+  HEDDLE_UNROLL(16)
+  for (int m = 0; m < MR; ++m) {
+    HEDDLE_UNROLL(8)
+    for (int u = 0; u < 2 * U; ++u) acc[m][u] = set1(0.0f);
+  }
+}
+template <int MR, int U>
 HEDDLE_INLINE void store_tile(const TileCall& t, int c0, const vf (&acc)[MR][2 * U]) {
   HEDDLE_UNROLL(16)
   for (int m = 0; m < MR; ++m) {
@@ -63,8 +71,24 @@ HEDDLE_INLINE void step_f32(const float* a, const float* b, vf (&acc)[MR][2 * U]
   }
 }
 
+// c = scale tile, or c + scale tile: the chains of one scale group of widened float8. Unrolled, or the accumulators live on the
+// stack (a third of the speed).
+template <int MR, int U>
+HEDDLE_INLINE void add_scaled_tile(const TileCall& t, int c0, const vf (&acc)[MR][2 * U]) {
+  HEDDLE_UNROLL(8)
+  for (int u = 0; u < 2 * U; ++u) {
+    const int column = column_of<U>(c0, u);
+    const vf scale = load(t.b_scale + column);
+    HEDDLE_UNROLL(16)
+    for (int m = 0; m < MR; ++m) {
+      float* c = t.c + m * kPanel + column;
+      store(c, t.accumulate ? fma(acc[m][u], scale, load(c)) : mul(acc[m][u], scale));
+    }
+  }
+}
+
 // Four steps a turn: pointers, counter and prefetch conditions share ports with the FMAs.
-template <int MR>
+template <int MR, bool kScaled = false>
 void tile_f32(const TileCall& t) {
   constexpr int U = half_vectors<MR>();
   constexpr int kTurn = 4;
@@ -72,7 +96,7 @@ void tile_f32(const TileCall& t) {
     const float* HEDDLE_RESTRICT a = static_cast<const float*>(t.a);
     const float* HEDDLE_RESTRICT b = static_cast<const float*>(t.b) + c0;
     vf acc[MR][2 * U];
-    load_tile<MR, U>(t, c0, acc);
+    if constexpr (kScaled) clear_tile<MR, U>(acc); else load_tile<MR, U>(t, c0, acc);
     int64_t k = 0;
     for (; k + kTurn <= t.steps; k += kTurn, a += kTurn * MR, b += kTurn * kPanel) {
       if (c0 == 0) prefetch_steps<kTurn>(t, static_cast<const char*>(t.b), k);
@@ -80,7 +104,7 @@ void tile_f32(const TileCall& t) {
       for (int i = 0; i < kTurn; ++i) step_f32<MR, U>(a + i * MR, b + i * kPanel, acc);
     }
     for (; k < t.steps; ++k, a += MR, b += kPanel) step_f32<MR, U>(a, b, acc);
-    store_tile<MR, U>(t, c0, acc);
+    if constexpr (kScaled) add_scaled_tile<MR, U>(t, c0, acc); else store_tile<MR, U>(t, c0, acc);
   }
 }
 
@@ -113,6 +137,19 @@ void tile_bf16(const TileCall& t) {
       }
     }
     store_tile<MR, U>(t, c0, acc);
+  }
+}
+
+static void widen_bf16_steps(const char* from, int64_t steps, float* out) {
+  const int32_t* b = reinterpret_cast<const int32_t*>(from);
+  for (int64_t s = 0; s < steps; ++s, b += kPanel, out += 2 * kPanel) {
+    prefetch_near(b);
+    HEDDLE_UNROLL(8)
+    for (int i = 0; i < kPanel; i += W) {
+      const vi x = loadi(b + i);
+      store(out + i, as_float(shl<16>(x)));
+      store(out + kPanel + i, as_float(andi(x, set1i(static_cast<int32_t>(0xffff0000u)))));
+    }
   }
 }
 
@@ -244,6 +281,18 @@ HEDDLE_INLINE vf e4m3_of(vi quad, int i) {
   return mul(as_float(andi(sra<4>(top), set1i(static_cast<int32_t>(0x87f00000u)))), set1(0x1p120f));
 }
 
+static void widen_f8_steps(const char* from, int64_t steps, float* out) {
+  const int32_t* b = reinterpret_cast<const int32_t*>(from);
+  for (int64_t s = 0; s < steps; ++s, b += kPanel, out += 4 * kPanel) {
+    prefetch_near(b);
+    for (int i = 0; i < kPanel; i += W) {
+      const vi quad = loadi(b + i);
+      HEDDLE_UNROLL(4)
+      for (int j = 0; j < 4; ++j) store(out + j * kPanel + i, e4m3_of(quad, j));
+    }
+  }
+}
+
 // float8 weights decoded in registers, fp32 activations [K][rows]; a block of 128 k is one chain, scaled at its end.
 template <int MR>
 void tile_f8(const TileCall& t) {
@@ -318,17 +367,28 @@ struct Mxfp4Kernel {
 };
 
 template <int MR>
+struct ScaledKernel {
+  static void run(const TileCall& t) { tile_f32<MR, true>(t); }
+};
+template <int MR>
 struct F8Kernel {
   static void run(const TileCall& t) { tile_f8<MR>(t); }
 };
 
+HEDDLE_INLINE TileKernels with_widened(TileKernels t, void (*widen)(const char*, int64_t, float*), const TileKernels& widened) {
+  t.widen = widen;
+  t.widened = &widened;
+  return t;
+}
+
 const TileKernels& region_kernels(PackType type) {
   static const TileKernels f32 = make_kernels<F32Kernel, kTileRows>();
-  static const TileKernels bf16 = make_kernels<Bf16Kernel, kTileRows>();
+  static const TileKernels bf16 = with_widened(make_kernels<Bf16Kernel, kTileRows>(), widen_bf16_steps, f32);
   static const TileKernels int8 = make_kernels<Int8Kernel, kTileRows>();
   static const TileKernels int4 = make_kernels<Int4Kernel, kTileRows>();
   static const TileKernels mxfp4 = make_kernels<Mxfp4Kernel, kTileRows>();
-  static const TileKernels f8 = make_kernels<F8Kernel, kTileRows>();
+  static const TileKernels scaled = make_kernels<ScaledKernel, kTileRows>();
+  static const TileKernels f8 = with_widened(make_kernels<F8Kernel, kTileRows>(), widen_f8_steps, scaled);
   switch (type) {
     case PackType::kFloat8: return f8;
     case PackType::kBFloat16: return bf16;

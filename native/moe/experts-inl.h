@@ -24,6 +24,12 @@ HEDDLE_INLINE vf apply_activation(const ExpertBank& b, vf g, vf u) {
 static void pack_x(const ExpertsForwardArgs& a, const PackedMatrix& w, Operand kind, const int32_t* token, int rows,
                    float* scratch, char* out) {
   const int64_t padded = w.steps * pack_unit(w.type);
+  if (a.type == DType::kFloat32 && w.k == padded && packs_values(kind)) {
+    const float* row[kMaxTileRows];
+    for (int m = 0; m < rows; ++m) row[m] = static_cast<const float*>(a.x) + token[m] * w.k;
+    interleave([&](int m) { return row[m]; }, rows, padded, reinterpret_cast<float*>(out));
+    return;
+  }
   const int64_t row_bytes = w.k * (a.type == DType::kFloat32 ? 4 : 2);
   for (int m = 0; m < rows; ++m) {
     if (m + 1 < rows) {  // tokens lie anywhere: the hardware does not foresee the next row
@@ -46,8 +52,9 @@ HEDDLE_INLINE vf bias_at(const std::vector<float>& bias, int64_t column) {
   return left > 0 ? load_n(bias.data() + column, static_cast<int>(left), 0.0f) : set1(0.0f);
 }
 
-static void activate(const ExpertBank& b, const PackedExpert& e, int64_t panel, const float* c, int rows, float* h,
-                     int64_t stride) {
+// c [rows][32] -> the panel's columns of h at `h`, which may be c.
+HEDDLE_INLINE void activated(const ExpertBank& b, const PackedExpert& e, int64_t panel, const float* c, int rows, float* h,
+                             int64_t stride) {
   const bool biased = !e.up_bias.empty();
   const int width = b.gated ? kHalfPanel : kPanel;
   for (int m = 0; m < rows; ++m) {
@@ -64,9 +71,22 @@ static void activate(const ExpertBank& b, const PackedExpert& e, int64_t panel, 
       } else if (biased) {
         first = add(first, bias_at(e.up_bias, column));
       }
-      store(h + m * stride + column, apply_activation(b, first, second));
+      store(h + m * stride + i, apply_activation(b, first, second));
     }
   }
+}
+
+static void activate(const ExpertBank& b, const PackedExpert& e, int64_t panel, const float* c, int rows, float* h,
+                     int64_t stride) {
+  activated(b, e, panel, c, rows, h + panel * (b.gated ? kHalfPanel : kPanel), stride);
+}
+
+static void activate_operand(const ExpertBank& b, const PackedExpert& e, int64_t panel, float* c, int rows, char* out) {
+  const int64_t width = b.gated ? kHalfPanel : kPanel, first = panel * width;
+  const int64_t left = b.down_shape.steps * pack_unit(b.type) - first;
+  if (left <= 0) return;
+  activated(b, e, panel, c, rows, c, kPanel);
+  interleave_rows(c, kPanel, rows, left < width ? left : width, reinterpret_cast<float*>(out) + first * rows);
 }
 
 static void write_down(const PackedExpert& e, int64_t d, int64_t panel, const float* c, int rows, float* y) {
@@ -103,6 +123,6 @@ static void combine_rows(const float* const* y, const float* weight, int64_t cou
 }
 
 const ExpertStages& expert_stages() {
-  static const ExpertStages s = {pack_x, pack_h, activate, write_down, combine_rows};
+  static const ExpertStages s = {pack_x, pack_h, activate, activate_operand, write_down, combine_rows};
   return s;
 }

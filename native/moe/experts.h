@@ -5,7 +5,7 @@
 // Steps:
 //   1. routes sorted by expert (stable), rows of x packed into operands of up to max_rows routes
 //   2. panels of 16 gate + 16 up columns; the activation turns each tile into 16 columns of h, fp32
-//   3. rows of h packed into operands
+//   3. rows of h packed into operands (floats: by the activation itself)
 //   4. panels of 32 columns of y, fp32
 //   5. combine per token, in slot order j = 0..k-1
 // With many groups of rows per thread, one thread takes a group through steps 1 to 4; else each step is a parallel region
@@ -14,8 +14,8 @@
 //
 // Floors, two cores of a shared Sapphire Rapids host, 64 experts, top 8, 2048/768, fp32: one token reads 151 MB, 4.7 ms at
 // 32 GB/s. 512 tokens read 1.2 GB (37 ms, hidden behind the products) and do 38.7 Gop, 110 ms at 350 GFLOP/s. One thread
-// alone spends of its time there: 62 % in gate and up (90 % of the FMA peak), 32 % in down (87 %), 2.4 % packing x (reads
-// each token k times), 0.3 % packing h, the rest combining.
+// alone spends of its time there: 65 % in gate and up (92 % of the FMA peak), 32 % in down (91 %), 1.7 % packing x (reads
+// each token k times), 1.1 % combining. Two threads take 121 ms on a quiet host.
 // Learned: what other guests of the host do moves every figure by a quarter within seconds while a loop of plain FMAs
 // keeps its speed, because they share the cores' front ends and caches; only interleaved comparisons mean anything.
 //
@@ -117,6 +117,8 @@ struct ExpertStages {
   // c [rows][32] -> h + 16 or 32 columns.
   void (*activate)(const ExpertBank& b, const PackedExpert& e, int64_t panel, const float* c, int rows, float* h,
                    int64_t stride);
+  // The same into the operand of the down product (kinds that pack value by value); c is overwritten.
+  void (*activate_operand)(const ExpertBank& b, const PackedExpert& e, int64_t panel, float* c, int rows, char* out);
   // c [rows][32] + bias -> columns [32 panel, d) of y.
   void (*write_down)(const PackedExpert& e, int64_t d, int64_t panel, const float* c, int rows, float* y);
   // out[t] = sum_j w_j y[row_j] (+ gate * shared row).

@@ -40,7 +40,7 @@ struct Products {
         kind(operand_kind(e.isa, b.type)), up(b.gate_up_shape), down(b.down_shape), width(b.gated ? kHalfPanel : kPanel),
         x_row(operand_row_bytes(kind, up)), down_row(operand_row_bytes(kind, down)),
         h_stride(std::max(down.steps * pack_unit(down.type), up.panels * width)),
-        groups(static_cast<int64_t>(p.groups.size())) {}
+        groups(static_cast<int64_t>(p.groups.size())), straight(packs_values(kind)) {}
 
   bool whole_groups() const { return groups >= kWholeGroups * exec.threads; }
   // Shared memory per row: y takes the place of x's operands, h's operands that of h.
@@ -60,7 +60,7 @@ struct Products {
     return p;
   }
   PanelProduct product(const PackedMatrix& m, const Plan::Group& g, const char* operands, int64_t row_bytes) const {
-    return {&m, &kernels, kind, tiles_of(g), g.tile_count, operands, row_bytes, 0, m.steps};
+    return {&m, &kernels, kind, tiles_of(g), g.tile_count, operands, row_bytes, 0, m.steps, block_steps(exec.isa)};
   }
   void pack_x(const RowTile& t, char* rows, char* operand) const {
     stages.pack_x(a, up, kind, plan.token.data() + t.begin, t.rows, reinterpret_cast<float*>(rows), operand);
@@ -90,7 +90,7 @@ struct Products {
           if (p + 1 == m.panels && r + 1 == n) then = next;
         }
         float* sums = n > 1 ? c + p * g.rows * kPanel : c;
-        multiply_panel(q, p, end, then, sums, [&](const RowTile& t, const float* out) { done(p, t, out); });
+        multiply_panel(q, p, end, then, sums, [&](const RowTile& t, float* out) { done(p, t, out); });
       }
     }
   }
@@ -115,25 +115,30 @@ struct Products {
   void run_group(const Plan::Group& g, const Plan::Group& then, float* y) {
     const PackedExpert& e = expert_of(g);
     const int64_t operand_bytes = align64(g.rows * std::max(x_row, down_row));
-    const int64_t h_bytes = align64(std::max(g.rows * h_stride, kMaxTileRows * padded()) * 4);
+    const int64_t h_bytes = align64(std::max(g.rows * std::max(h_stride * 4, down_row), kMaxTileRows * padded() * 4));
     const int64_t c_bytes = std::max(sums_bytes(up, x_row, g.rows), sums_bytes(down, down_row, g.rows));
     char* operands = local(operand_bytes + h_bytes + c_bytes);
     if (!operands) return;
     float* h = reinterpret_cast<float*>(operands + operand_bytes);
+    char* hidden = straight ? operands + operand_bytes : operands;  // operands of the down product
     float* c = reinterpret_cast<float*>(operands + operand_bytes + h_bytes);
     auto for_tiles = [&](auto&& body) {
       for (int64_t i = 0; i < g.tile_count; ++i) body(tiles_of(g)[i], tiles_of(g)[i].begin - g.begin);
     };
     for_tiles([&](const RowTile& t, int64_t row) { pack_x(t, reinterpret_cast<char*>(h), operands + row * x_row); });
-    multiply_group(e.gate_up, g, operands, x_row, e.down.panel(0), c, [&](int64_t p, const RowTile& t, const float* out) {
-      stages.activate(bank, e, p, out, t.rows, h + (t.begin - g.begin) * h_stride, h_stride);
+    multiply_group(e.gate_up, g, operands, x_row, e.down.panel(0), c, [&](int64_t p, const RowTile& t, float* out) {
+      const int64_t row = t.begin - g.begin;
+      if (straight) stages.activate_operand(bank, e, p, out, t.rows, hidden + row * down_row);
+      else stages.activate(bank, e, p, out, t.rows, h + row * h_stride, h_stride);
     });
     if (exec.cancelled()) return;
-    for_tiles([&](const RowTile& t, int64_t row) {
-      stages.pack_h(down, kind, h + row * h_stride, h_stride, t.rows, operands + row * down_row);
-    });
+    if (!straight) {
+      for_tiles([&](const RowTile& t, int64_t row) {
+        stages.pack_h(down, kind, h + row * h_stride, h_stride, t.rows, hidden + row * down_row);
+      });
+    }
     const char* next = expert_of(then).gate_up.panel(0);
-    multiply_group(e.down, g, operands, down_row, next, c, [&](int64_t p, const RowTile& t, const float* out) {
+    multiply_group(e.down, g, hidden, down_row, next, c, [&](int64_t p, const RowTile& t, const float* out) {
       stages.write_down(e, bank.hidden, p, out, t.rows, y + t.begin * bank.hidden);
     });
   }
@@ -170,12 +175,14 @@ struct Products {
     if (s != kOk) return s;
     s = for_panels(up, &PackedExpert::gate_up, [&](const Plan::Group& g, int64_t p, const char* end, const char* next, float* c) {
       const PackedExpert& e = expert_of(g);
-      multiply_panel(product(e.gate_up, g, xy + g.begin * x_row, x_row), p, end, next, c, [&](const RowTile& t, const float* out) {
-        stages.activate(bank, e, p, out, t.rows, reinterpret_cast<float*>(h + t.begin * h_row()), h_stride);
+      multiply_panel(product(e.gate_up, g, xy + g.begin * x_row, x_row), p, end, next, c, [&](const RowTile& t, float* out) {
+        char* rows = h + t.begin * h_row();
+        if (straight) stages.activate_operand(bank, e, p, out, t.rows, rows);
+        else stages.activate(bank, e, p, out, t.rows, reinterpret_cast<float*>(rows), h_stride);
       });
     });
     if (s != kOk) return s;
-    s = status(for_tiles(1 + 4096 / h_stride, kMaxTileRows * down_row, &Products::pack_h_tile));
+    if (!straight) s = status(for_tiles(1 + 4096 / h_stride, kMaxTileRows * down_row, &Products::pack_h_tile));
     if (s != kOk) return s;
     float* y = reinterpret_cast<float*>(xy);
     return for_panels(down, &PackedExpert::down, [&](const Plan::Group& g, int64_t p, const char* end, const char* next, float* c) {
@@ -204,6 +211,7 @@ struct Products {
   const int64_t x_row, down_row;          // bytes of an operand's row
   const int64_t h_stride;                 // floats
   const int64_t groups;
+  const bool straight;                    // activated values go straight into the down product's operand
   char *xy = nullptr, *h = nullptr;       // shared by the threads in run_panels
   std::atomic<bool> failed{false};
 };

@@ -43,11 +43,6 @@ struct Product {
         row_bytes(operand_row_bytes(kind, m)) {}
 };
 
-// Steps of a panel that all tiles of a group pass over before the next ones. avx512's tiles take all 32 columns at once:
-// there a block may come from L2 each time, and calls half as long would cost 5 % (2.6 GHz, 1569 x 768 x 1536: 149 GFLOP/s
-// on one thread with blocks of 192, 157 with 768). Narrower ones pass twice or more over a block, which must then be in L1.
-int64_t block_steps(Isa isa) { return isa == Isa::kAvx512 ? 768 : kBlockSteps; }
-
 // Tiles whose rows pass together.
 struct Group {
   int64_t begin, end;
@@ -62,7 +57,7 @@ struct Run {
 
   bool hidden() const { return second.matrix != nullptr; }
   // Hidden values go straight into the second operand; kinds that need a whole row of them wait for it as floats.
-  bool straight() const { return second.kind == Operand::kFloat32 || second.kind == Operand::kFloat32Pair; }
+  bool straight() const { return packs_values(second.kind); }
   int64_t rows_of(Group g) const {
     const RowTile &b = tiles[static_cast<size_t>(g.begin)], &e = tiles[static_cast<size_t>(g.end - 1)];
     return e.begin + e.rows - b.begin;
