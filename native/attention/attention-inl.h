@@ -65,36 +65,26 @@ HEDDLE_INLINE void with_rows(int rows, const F& f) {
 }
 
 // Products of rows with the keys of the runs below `limit`; beyond it scores are left as they are.
-template <int QR, int QD>
-struct ScoresOf {
+struct ScoresCall {
   const float *q, *keys;
   int dim;
   const Run* runs;
   int run_count, limit;
   float* scores;
-  Lines lines;  // fetched a share per tile
   template <int R>
   inline void run() const {
     for (int n = 0; n < run_count; ++n) {
       const int begin = runs[n].begin * kSub, end = runs[n].end * kSub < limit ? runs[n].end * kSub : limit;
       for (int j = begin; j < end; j += kColumns) {
-        Lines some = lines;
-        if (QD == 1) {
-          const int64_t count = lines.end - lines.next, tiles = (end - begin + kColumns - 1) / kColumns;
-          const int64_t tile = (j - begin) / kColumns;
-          some = {lines.next + count * tile / tiles, lines.next + count * (tile + 1) / tiles, lines.bytes};
-        }
         if (end - j > W) {
-          score_tile<R, 2, QR, QD>(q, keys + int64_t{j} * dim, dim, scores + j, some);
+          score_tile<R, 2>(q, keys + int64_t{j} * dim, dim, scores + j);
         } else {
-          score_tile<R, 1, QR, QD>(q, keys + int64_t{j} * dim, dim, scores + j, some);
+          score_tile<R, 1>(q, keys + int64_t{j} * dim, dim, scores + j);
         }
       }
     }
   }
 };
-using ScoresCall = ScoresOf<1, kRowStride>;       // q packed
-using RowScoresCall = ScoresOf<kQueryStride, 1>;  // q as rows
 
 struct ValuesCall {
   const float *weights, *values;

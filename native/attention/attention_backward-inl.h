@@ -31,7 +31,7 @@ HEDDLE_INLINE BackwardScratch backward_scratch(const AttentionProblem& p, int pa
   m.query = take(int64_t{kBlockRows} * qk);
   m.upstream = take(int64_t{kBlockRows} * vo);
   m.weights = take(kCell);
-  m.slopes = take(kChunk * kCell);
+  m.slopes = take(kCells * kCell);
   m.floats = at;
   return m;
 }
@@ -186,7 +186,7 @@ HEDDLE_INLINE void backward_cell(const BackwardUnit& u, const RowView* rows, con
   int lo = 0, hi = group_count;
   while (!(groups[lo].seen >> sub & 1)) ++lo;
   while (!(groups[hi - 1].seen >> sub & 1)) --hi;
-  float *weights = m.weights, *slopes = m.slopes + sub % kChunk * kCell;
+  float *weights = m.weights, *slopes = m.slopes + sub % kCells * kCell;
   for (int n = lo; n < hi; ++n) {
     const RowGroup& g = groups[n];
     if (!(g.seen >> sub & 1)) {  // zeros between groups that see the cell
@@ -232,7 +232,7 @@ HEDDLE_INLINE void add_queries(const BackwardUnit& u, const RowGroup* groups, in
   for (int c = 0; c < dim; c += kColumns) {
     for (int n = 0; n < group_count; ++n) {
       const RowGroup& g = groups[n];
-      const uint32_t seen = g.seen >> sub & ((1u << kChunk) - 1);
+      const uint32_t seen = g.seen >> sub & ((1u << kCells) - 1);
       if (!seen) continue;
       const QueryCall call{u.m.slopes + g.first * kSub, u.m.key_rows + int64_t{c} * u.panel + sub * kSub * kColumns, seen,
                            g.limit - sub * kSub, u.query_sums + (first + g.first) * columns + c, columns, dim - c > W};
@@ -269,8 +269,8 @@ HEDDLE_INLINE void backward_block(BackwardUnit* unit, int64_t first, int64_t pan
   }
   if (u.packed ? panel_key == 0 : seen != 0) pack_rows(u, rows, count);
   const bool last = after == row_count, completes = end > panel_key && end <= panel_key + u.panel;
-  for (int chunk = 0; chunk < u.panel / kSub && seen >> chunk; chunk += kChunk) {
-    for (int sub = chunk; sub < chunk + kChunk; ++sub) {
+  for (int chunk = 0; chunk < u.panel / kSub && seen >> chunk; chunk += kCells) {
+    for (int sub = chunk; sub < chunk + kCells; ++sub) {
       if (!(seen >> sub & 1)) continue;
       if (!(u.started >> sub & 1)) start_sub(&u, panel_key, sub);
       backward_cell(u, rows, groups, group_count, first, panel_key, sub, transform);

@@ -28,8 +28,7 @@
 // The latter is rows of 512 bytes that lie 4 KiB apart: with one head, contiguous, it is 7.5 %; huge pages take a quarter off
 // the reading.
 // Prefetching does not help, in bursts or one line every 2, 4 or 8 steps of a tile: what the packing gains the products
-// lose. Nor do panels of 512 keys, chains of 256 keys for dq, or
-// fetching a tile's next rows into L1.
+// lose. Nor do panels of 512 keys, chains of 256 keys for dq, or fetching a tile's next rows into L1.
 #pragma once
 #include "attention/problem.h"
 #include "simd/dispatch.h"

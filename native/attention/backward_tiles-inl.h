@@ -41,7 +41,7 @@ HEDDLE_INLINE void add_tile(vf (&t)[R][C], float* c, int64_t stride) {
 }
 
 // Sub-panels whose slopes are kept until q gets its sums: chains of 128 keys, whose columns of K stay in L1.
-constexpr int kChunk = 4;
+constexpr int kCells = 4;
 
 // c[r] += sum over the keys of a chunk below `limit`, in the sub-panels that are seen, of slopes[r][key] keys[key]: R rows,
 // C vectors of columns.
@@ -52,7 +52,7 @@ static void query_tile(const float* slopes, const float* keys, uint32_t seen, in
   for (int r = 0; r < R; ++r) {
     for (int i = 0; i < C; ++i) t[r][i] = set1(0.0f);
   }
-  for (int sub = 0; sub < kChunk; ++sub) {
+  for (int sub = 0; sub < kCells; ++sub) {
     if (!(seen >> sub & 1)) continue;
     const float *a = slopes + sub * kCell, *k = keys + sub * kSub * kColumns;
     const int count = limit - sub * kSub < kSub ? limit - sub * kSub : kSub;
@@ -125,7 +125,7 @@ struct QueryCall {
     for (int r = 0; r < rows; ++r) {
       for (int c = 0; c < (two ? kColumns : W); c += W) {
         vf t = set1(0.0f);
-        for (int j = 0; j < kChunk * kSub && j < limit; ++j) {
+        for (int j = 0; j < kCells * kSub && j < limit; ++j) {
           const float x = seen >> j / kSub & 1 ? slopes[j / kSub * kCell + r * kSub + j % kSub] : 0.0f;
           if (x != 0.0f) t = fma(set1(x), load(keys + j * kColumns + c), t);
         }

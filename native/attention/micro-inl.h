@@ -121,39 +121,24 @@ HEDDLE_INLINE bool pack_values(const Vectors& x, const int64_t* at, int sub, int
   return reduce_max(select(eq(check, zero), zero, set1(1.0f))) == 0.0f;
 }
 
-// Vectors of memory to fetch, each of `bytes`; a tile takes a few.
-struct Lines {
-  const char *const *next, *const *end;
-  int64_t bytes;
-};
-
-// Products of R rows with C vectors of keys; element d of row r is q[r * QR + d * QD].
-template <int R, int C, int QR, int QD>
-static void score_tile(const float* q, const float* k, int dim, float* s, Lines lines) {
+// Products of R rows of packed q with C vectors of keys.
+template <int R, int C>
+static void score_tile(const float* q, const float* k, int dim, float* s) {
   vf a[R][C];
   HEDDLE_UNROLL(16)
   for (int r = 0; r < R; ++r) {
     for (int c = 0; c < C; ++c) a[r][c] = set1(0.0f);
   }
-  int64_t at = 0;  // of the vector that is fetched, a line per step
   for (int d = 0; d < dim; ++d) {
     vf b[C];
     for (int c = 0; c < C; ++c) b[c] = load(k + c * W);
     HEDDLE_UNROLL(16)
     for (int r = 0; r < R; ++r) {
-      const vf x = set1(q[r * QR]);
+      const vf x = set1(q[r]);
       for (int c = 0; c < C; ++c) a[r][c] = fma(x, b[c], a[r][c]);
     }
-    if (QD == 1 && lines.next < lines.end) {
-      HEDDLE_PREFETCH_L2(*lines.next + at);
-      at += 64;
-      if (at >= lines.bytes) {
-        at = 0;
-        ++lines.next;
-      }
-    }
     k += kColumns;
-    q += QD;
+    q += kRowStride;
   }
   HEDDLE_UNROLL(16)
   for (int r = 0; r < R; ++r) {

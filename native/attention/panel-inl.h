@@ -9,7 +9,6 @@ constexpr int kMaxPanel = 512;                       // keys packed together
 constexpr int kScoreStride = kMaxPanel + 16;         // not a power of two: rows would alias in L1
 constexpr bool kLazyShift = W >= 16;                 // see weigh_by_shift; exp2_lanes must take any x
 constexpr float kLargestSum = 65536.0f;              // of a panel's weights before a row's shift is raised
-constexpr int kQueryStride = 512 + 16;               // of q as rows: the largest head dim
 static_assert(kSub % kColumns == 0, "a sub-panel is whole micro-kernels");
 
 // Keys of a panel: K and V together at most half a MiB. It depends on the head dims alone, as the sums do.

@@ -30,7 +30,7 @@ struct PanelRows {
 
 // Products of the rows with the keys of some runs, -Inf where they are masked.
 HEDDLE_INLINE void score_runs(const PanelRows& x, const Run* runs, int run_count, bool transform) {
-  with_rows<kRows>(x.count, ScoresCall{x.query, x.m.keys, x.p.head_dim, runs, run_count, x.limit, x.m.scores, {}});
+  with_rows<kRows>(x.count, ScoresCall{x.query, x.m.keys, x.p.head_dim, runs, run_count, x.limit, x.m.scores});
   const KeyRange whole{x.panel.key + runs[0].begin * kSub, x.panel.key + runs[run_count - 1].end * kSub};
   if (!transform && x.all.lo <= whole.lo && x.all.hi >= whole.hi) return;
   for (int r = 0; r < x.count; ++r) {

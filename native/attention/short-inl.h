@@ -28,9 +28,9 @@ HEDDLE_INLINE bool is_short(const AttentionProblem& p, const Sequence& s) {
   return s.keys > 0 && s.keys <= panel_keys(p.head_dim, p.value_dim) && !has_transform(p);
 }
 
-constexpr int kChunk = kSub;                   // rows whose weights are in memory together
+constexpr int kChunkRows = kSub;                // rows whose weights are in memory together
 constexpr int64_t kFetchBytes = 1792 << 10;  // of two sequences, for which L2 is large enough on servers
-static_assert(kChunk % kColumns == 0, "a chunk is whole tiles");
+static_assert(kChunkRows % kColumns == 0, "a chunk is whole tiles");
 
 struct ShortScratch {
   float *keys, *values, *query, *weights, *sums, *mean;
@@ -55,8 +55,8 @@ HEDDLE_INLINE ShortScratch short_scratch(const AttentionProblem& p, int keys, in
   };
   m.keys = take(int64_t{groups_of(keys)} * kRows * key_floats(p.head_dim));
   m.values = take(int64_t{whole_columns(p.value_dim)} * keys);
-  m.query = take(int64_t{p.head_dim} * kChunk);
-  m.weights = take(int64_t{keys} * kChunk);
+  m.query = take(int64_t{p.head_dim} * kChunkRows);
+  m.weights = take(int64_t{keys} * kChunkRows);
   m.sums = take(int64_t{kRows} * whole_columns(p.value_dim));
   m.mean = take(whole_columns(p.value_dim));
   m.vectors = reinterpret_cast<const char**>(take(2 * vectors));
@@ -72,10 +72,10 @@ HEDDLE_INLINE ShortScratch short_scratch(const AttentionProblem& p, int keys, in
 struct ChunkRows {
   int count, lo, hi;            // keys that any row sees; lo is even
   int whole_lo, whole_hi;       // keys that every row sees
-  RowView view[kChunk];
-  int64_t query[kChunk], output[kChunk];  // first element; of the prefix, in its own output
-  alignas(64) int32_t first[kChunk], end[kChunk];
-  alignas(64) float scale[kChunk], lse[kChunk];
+  RowView view[kChunkRows];
+  int64_t query[kChunkRows], output[kChunkRows];  // first element; of the prefix, in its own output
+  alignas(64) int32_t first[kChunkRows], end[kChunkRows];
+  alignas(64) float scale[kChunkRows], lse[kChunkRows];
 };
 
 HEDDLE_INLINE void view_chunk(const AttentionProblem& p, const AttentionUnit& u, int64_t first, int count, ChunkRows* x) {
@@ -101,7 +101,7 @@ HEDDLE_INLINE void view_chunk(const AttentionProblem& p, const AttentionUnit& u,
     if (b < whole_hi) whole_hi = b;
   }
   if (!all) {
-    for (int r = count; r < kChunk; ++r) x->first[r] = x->end[r] = 0;
+    for (int r = count; r < kChunkRows; ++r) x->first[r] = x->end[r] = 0;
   }
   const Sequence& s = u.sequence;
   const auto output_at = [&](int64_t i, int64_t head) {
@@ -118,7 +118,7 @@ HEDDLE_INLINE void view_chunk(const AttentionProblem& p, const AttentionUnit& u,
       x->output[r] = output_at(x->view[r].position, x->view[r].head);
     }
   }
-  for (int r = count; r < kChunk; ++r) x->query[r] = kNoVector;
+  for (int r = count; r < kChunkRows; ++r) x->query[r] = kNoVector;
   x->count = count;
   x->lo = all ? 0 : lo & ~1;
   x->hi = all ? keys : hi;
@@ -134,7 +134,7 @@ HEDDLE_INLINE vf lanes_max(const ChunkRows& x, int lane, float* s) {
   if (x.whole_lo > x.lo || x.whole_hi < x.hi) {
     const vi first = loadi(x.first + lane), end = loadi(x.end + lane);
     for (; k < x.hi; ++k) {
-      float* at = s + k * kChunk;
+      float* at = s + k * kChunkRows;
       vf z = load(at);
       if (k < x.whole_lo || k >= x.whole_hi) {
         const vi key = set1i(k);
@@ -147,9 +147,9 @@ HEDDLE_INLINE vf lanes_max(const ChunkRows& x, int lane, float* s) {
   }
   for (; k + 4 <= x.hi; k += 4) {  // a NaN score leaves the maximum alone and shows in its weight
     HEDDLE_UNROLL(4)
-    for (int i = 0; i < 4; ++i) top[i] = max(load(s + (k + i) * kChunk), top[i]);
+    for (int i = 0; i < 4; ++i) top[i] = max(load(s + (k + i) * kChunkRows), top[i]);
   }
-  for (; k < x.hi; ++k) top[0] = max(load(s + k * kChunk), top[0]);
+  for (; k < x.hi; ++k) top[0] = max(load(s + k * kChunkRows), top[0]);
   return max(max(top[0], top[1]), max(top[2], top[3]));
 }
 
@@ -166,15 +166,15 @@ HEDDLE_INLINE vf lanes_exp(const ChunkRows& x, float* s, float factor, vf shift,
     }
     HEDDLE_UNROLL(2)
     for (int i = 0; i < 2; ++i) {
-      float* at = s + (k + i) * kChunk;
+      float* at = s + (k + i) * kChunkRows;
       const vf w = exp2_lanes(fma(load(at), f, m));
       store(at, w);
       sum[i] = add(sum[i], w);
     }
   }
   if (k < x.hi) {
-    const vf w = exp2_lanes(fma(load(s + k * kChunk), f, m));
-    store(s + k * kChunk, w);
+    const vf w = exp2_lanes(fma(load(s + k * kChunkRows), f, m));
+    store(s + k * kChunkRows, w);
     sum[0] = add(sum[0], w);
   }
   return add(sum[0], sum[1]);
@@ -243,7 +243,7 @@ HEDDLE_INLINE void weigh_rows(const AttentionArgs& a, const AttentionUnit& u, co
   const bool prefix = p.is_prefix(x.view[begin].position);
   for (int r = 0; prefix && r < end - begin && p.is_prefix(x.view[begin + r].position); ++r) out[r] = m.sums + r * columns;
   if (lo > hi) lo = hi = 0;  // no row sees a key
-  const WeighCall call{m.weights + lo * kChunk + begin, m.values + int64_t{lo} * kColumns, hi - lo, panel, p.value_dim,
+  const WeighCall call{m.weights + lo * kChunkRows + begin, m.values + int64_t{lo} * kColumns, hi - lo, panel, p.value_dim,
                        x.scale + begin,                 out,                               fetch};
   if (finite) {
     with_rows<kRows>(end - begin, call);
@@ -258,7 +258,7 @@ HEDDLE_INLINE void weigh_rows(const AttentionArgs& a, const AttentionUnit& u, co
   }
 }
 
-// At most kChunk rows of a unit.
+// At most kChunkRows rows of a unit.
 HEDDLE_INLINE void attend_chunk(const AttentionArgs& a, const AttentionUnit& u, const ShortScratch& m, bool finite,
                                 int64_t first, int count, Fetch* fetch, const float** mean) {
   const AttentionProblem& p = a.problem;
@@ -275,7 +275,7 @@ HEDDLE_INLINE void attend_chunk(const AttentionArgs& a, const AttentionUnit& u, 
       const int begin = group_begin(keys, g), end = group_begin(keys, g + 1);
       if (end <= x.lo || begin >= x.hi) continue;
       with_rows<kRows>(end - begin, KeyTileCall{m.keys + int64_t{g} * kRows * key_floats(dim), m.query, dim, count,
-                                                m.weights + begin * kChunk, fetch});
+                                                m.weights + begin * kChunkRows, fetch});
     }
   }
   for (int r = 0; r < count; r += W) softmax_lanes(a, s, &x, r, m.weights + r, fetch);
@@ -314,11 +314,11 @@ HEDDLE_INLINE bool attend_short(const AttentionArgs& a, const AttentionUnit& u, 
     fetch.lines = vectors * ((fetch.bytes + 63) / 64);
     const int64_t columns = whole_columns(p.value_dim) / kColumns;
     fetch.steps = (count + kColumns - 1) / kColumns * groups_of(keys) * p.head_dim +
-                  (count + kChunk - 1) / kChunk * groups_of(kChunk) * columns * keys + (count + W - 1) / W * (keys / 2);
+                  (count + kChunkRows - 1) / kChunkRows * groups_of(kChunkRows) * columns * keys + (count + W - 1) / W * (keys / 2);
   }
   const float* mean = nullptr;
-  for (int64_t r = 0; r < count; r += kChunk) {
-    attend_chunk(a, u, m, finite, r, count - r < kChunk ? static_cast<int>(count - r) : kChunk, &fetch, &mean);
+  for (int64_t r = 0; r < count; r += kChunkRows) {
+    attend_chunk(a, u, m, finite, r, count - r < kChunkRows ? static_cast<int>(count - r) : kChunkRows, &fetch, &mean);
   }
   return true;
 }

@@ -87,7 +87,7 @@ static void key_tile(const float* k, const float* q, int dim, float* s, Fetch* f
   fetch->at = f.at;
   HEDDLE_UNROLL(16)
   for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) store(s + r * kChunk + c * W, a[r][c]);
+    for (int c = 0; c < C; ++c) store(s + r * kChunkRows + c * W, a[r][c]);
   }
 }
 
@@ -132,7 +132,7 @@ static void weigh_tile(const float* w, const float* v, int keys, const float* sc
       --lines;
       f.line();
     }
-    w += kChunk;
+    w += kChunkRows;
     v += kColumns;
   }
   fetch->next = f.next;
@@ -170,7 +170,7 @@ static void weigh_careful(const WeighCall& x, int rows) {
       const float* v = x.values + int64_t{c / kColumns * kColumns} * x.panel + c % kColumns;
       vf a = set1(0.0f);
       for (int k = 0; k < x.keys; ++k) {
-        const float w = x.weights[k * kChunk + r];
+        const float w = x.weights[k * kChunkRows + r];
         if (w != 0.0f) a = fma(set1(w), load(v + int64_t{k} * kColumns), a);
       }
       store(x.out[r] + c, mul(a, set1(x.scale[r])));
