@@ -1,5 +1,9 @@
 /** Needles in long haystacks: keys made block by block from counters, so that any number of them needs two blocks. */
-import { type KeyValueBlock, streamAttention } from '../../lib/attention/index.ts';
+import {
+  type KeyValueBlock,
+  type StreamAttentionOptions,
+  streamAttention,
+} from '../../lib/attention/index.ts';
 import { Tensor } from '../../lib/index.ts';
 import type { AsyncOpOptions } from '../../lib/op.ts';
 
@@ -67,8 +71,9 @@ function fillBlock(hay: Haystack, first: number, keys: Float32Array, values: Flo
 }
 
 /**
- * One haystack, generated once, for several streams that end at different lengths: block b is made when every stream
- * that still runs has asked for it, which it does after it is done with block b - 2.
+ * One haystack, generated once, for several readers that end at different lengths: block b is made when every reader
+ * that still runs has asked for it, which it does after it is done with block b - 2. A reader runs until its result is
+ * there: it asks for what follows its last block while it still reads that block.
  */
 class SharedHaystack {
   private readonly rooms = [0, 1].map(() => [new Float32Array(BLOCK * DIM), new Float32Array(BLOCK * DIM)]);
@@ -84,24 +89,28 @@ class SharedHaystack {
     private readonly onBlock?: (first: number, keys: Float32Array) => void,
   ) {}
 
-  async *stream(length: number): AsyncGenerator<KeyValueBlock> {
+  /** Attention of queries `[queries, 1, DIM]` over the first `length` keys. */
+  async attend(q: Tensor<'float32'>, length: number, options: StreamAttentionOptions) {
     this.active++;
     try {
-      for (let block = 0; block * BLOCK < length; block++) {
-        if (this.made < block) {
-          const ready = new Promise<void>((resolve) => this.waiting.push(resolve));
-          this.makeWhenAllWait(block);
-          await ready;
-        }
-        const tokens = Math.min(BLOCK, length - block * BLOCK);
-        const [k, v] = this.rooms[block % 2];
-        const part = (x: Float32Array) =>
-          new Tensor('float32', x.subarray(0, tokens * DIM), [tokens, 1, DIM]);
-        yield { keys: part(k), values: part(v) };
-      }
+      return await streamAttention(q, this.stream(length), options);
     } finally {
       this.active--;
       this.makeWhenAllWait(this.made + 1);
+    }
+  }
+
+  private async *stream(length: number): AsyncGenerator<KeyValueBlock> {
+    for (let block = 0; block * BLOCK < length; block++) {
+      if (this.made < block) {
+        const ready = new Promise<void>((resolve) => this.waiting.push(resolve));
+        this.makeWhenAllWait(block);
+        await ready;
+      }
+      const tokens = Math.min(BLOCK, length - block * BLOCK);
+      const [k, v] = this.rooms[block % 2];
+      const part = (x: Float32Array) => new Tensor('float32', x.subarray(0, tokens * DIM), [tokens, 1, DIM]);
+      yield { keys: part(k), values: part(v) };
     }
   }
 
@@ -193,18 +202,12 @@ export async function findNeedles(
   const ask = (needles: Needle[], upTo: number) => {
     const q = new Float32Array(needles.length * DIM);
     for (const [i, n] of needles.entries()) q.set(n.query, i * DIM);
-    return streamAttention(new Tensor('float32', q, [needles.length, 1, DIM]), shared.stream(upTo), {
-      ...op,
-      returnArgmax: true,
-    });
+    const queries = new Tensor('float32', q, [needles.length, 1, DIM]);
+    return shared.attend(queries, upTo, { ...op, returnArgmax: true });
   };
   // Everything is loaded and warm before memory is looked at.
   const small: Haystack = { length: 2 * BLOCK, seed: 1, needles: [] };
-  await streamAttention(
-    new Tensor('float32', single.query, [1, 1, DIM]),
-    new SharedHaystack(small).stream(small.length),
-    op,
-  );
+  await new SharedHaystack(small).attend(new Tensor('float32', single.query, [1, 1, DIM]), small.length, op);
   const before = process.memoryUsage.rss();
   const start = performance.now();
   const streams = [
