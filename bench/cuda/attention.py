@@ -85,7 +85,8 @@ class AttentionBackwardArgs(C.Structure):  # native/attention/attention_backward
     _fields_ = [('problem', AttentionProblem), ('upstream', PTR), ('output', PTR), ('log_sum_exp', PTR),
                 ('query_grad', PTR), ('key_grad', PTR), ('value_grad', PTR), ('bias_grad', PTR), ('first_head', C.c_int32),
                 ('heads', C.c_int32), ('prefix_upstream', PTR), ('prefix_weight', C.c_float), ('prefix_output', PTR),
-                ('prefix_lse', PTR), ('prefix_query_grad', PTR), ('prefix_key_grad', PTR), ('prefix_value_grad', PTR), ('plan', PTR)]
+                ('prefix_lse', PTR), ('prefix_query_grad', PTR), ('prefix_key_grad', PTR), ('prefix_value_grad', PTR),
+                ('plan', PTR)]
 
 
 def backward(lib, name, batch, queries, keys, heads, key_heads, dim, dtype, causal=False):

@@ -5,7 +5,7 @@ import {
   type VideoWeightType,
   videoEncoderTensors,
 } from '../../../lib/attention/video/index.ts';
-import { planForward, viewsOf } from '../../../lib/attention/video/plan.ts';
+import { defaultBlockTokens, planForward, viewsOf } from '../../../lib/attention/video/plan.ts';
 import { layOutRows } from '../../../lib/attention/video/rows.ts';
 import type { OpOptions } from '../../../lib/op.ts';
 import { Tensor } from '../../../lib/tensor.ts';
@@ -179,16 +179,17 @@ function firstTokens(config: VideoEncoderConfig, count: number): KeptTokens {
 function flopsOf(s: EncoderShape): number {
   const c = resolveConfig(s.config);
   const rows = layOutRows(c, s.clips, c.grid[0], c.grid[1] * c.grid[2], undefined);
-  return planForward(c, rows, viewsOf(c, rows), 4096, s.type === 'float32').flops;
+  return planForward(c, rows, viewsOf(c, rows), defaultBlockTokens(rows.clip.length), s.type === 'float32').flops;
 }
 
 export const videoEncoderCases: OpCase[] = shapes.map((s) => ({
   family: 'attention',
   op: 'videoEncoder',
   name: s.name,
-  // As for the experts' int8: a sum in fp32 and one in fp64 may round to two neighbouring int8 activations, which are
-  // 1/127 of the row's largest apart (1.2e-3 seen after a layer with three products in a row).
-  tolerance: s.type === 'int8' ? 5e-3 : 4e-6,
+  // int8: a sum in fp32 and one in fp64 may round to two neighbouring int8 activations, 1/127 of the row's largest apart.
+  // All tokens attend to that token, and the roundings of the products behind then differ by the dozen: 1e-7 to
+  // 8.3e-3 after one layer in 15 draws. fusedLinear's cases hold each product by itself.
+  tolerance: s.type === 'int8' ? 1.5e-2 : 4e-6,
   bench: s.bench,
   verify: s.verify,
   peers: s.peer && { pytorch: s.peer },

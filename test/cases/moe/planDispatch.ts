@@ -73,7 +73,7 @@ const shapes: Shape[] = [
     drop: 'weight',
     factor: 1,
   },
-  { name: 'E = 4096', tokens: 8200, experts: 4096, k: 8, drop: 'slot', factor: 1 },
+  { name: 'E = 4096', tokens: 2600, experts: 4096, k: 8, drop: 'slot', factor: 1 },
   { name: 'dropless', tokens: 1, experts: 128, k: 8, bench: true },
   { name: 'dropless', tokens: 4096, experts: 128, k: 8, bench: true },
   { name: 'dropless', tokens: 32768, experts: 256, k: 8, bench: true },
