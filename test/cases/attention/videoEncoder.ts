@@ -179,7 +179,8 @@ function firstTokens(config: VideoEncoderConfig, count: number): KeptTokens {
 function flopsOf(s: EncoderShape): number {
   const c = resolveConfig(s.config);
   const rows = layOutRows(c, s.clips, c.grid[0], c.grid[1] * c.grid[2], undefined);
-  return planForward(c, rows, viewsOf(c, rows), defaultBlockTokens(rows.clip.length), s.type === 'float32').flops;
+  return planForward(c, rows, viewsOf(c, rows), defaultBlockTokens(rows.clip.length), s.type === 'float32')
+    .flops;
 }
 
 export const videoEncoderCases: OpCase[] = shapes.map((s) => ({
