@@ -1,6 +1,6 @@
 import { cudaDevice, resolveBackend } from './backend.ts';
 import { HeddleError } from './errors.ts';
-import { type AsyncOpOptions, call, callSync, type Op, type OpOptions } from './op.ts';
+import { type AsyncOpOptions, call, callSync, nativeOnly, type OpOptions } from './op.ts';
 import {
   allocate,
   BYTES_PER_ELEMENT,
@@ -140,8 +140,8 @@ export function readElement(data: Int32Array | DeviceData, index: number): numbe
 }
 
 /** @internal (device data, host array) */
-export const upload: Op = { name: 'upload', reference: () => -3 };
-const download: Op = { name: 'download', reference: () => -3 };
+export const upload = nativeOnly('upload');
+const download = nativeOnly('download');
 
 function prepareCopy(tensor: Tensor, location: Location) {
   if (location !== 'cpu' && location !== 'cuda') {

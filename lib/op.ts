@@ -39,8 +39,14 @@ export interface Op {
   readonly invalid?: (index: number, args: OpArguments) => HeddleError;
 }
 
+/** An op that only native code has: what it works on is in memory that the reference never sees. */
+export function nativeOnly(name: string, invalid?: Op['invalid']): Op {
+  return { name, reference: () => UNSUPPORTED, invalid };
+}
+
 const CANCELLED = -1;
 const NO_MEMORY = -2;
+const UNSUPPORTED = -3;
 const DEVICE_ERROR = -4;
 
 function statusError(op: Op, status: number, args: OpArguments, signal?: AbortSignal): HeddleError {

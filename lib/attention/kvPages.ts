@@ -3,7 +3,7 @@ import { nativeAddon } from '../backend.ts';
 import { allocateAt, type DeviceData, isOnDevice } from '../device.ts';
 import { DTYPE_CODE, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import { callSync, type Op } from '../op.ts';
+import { callSync, nativeOnly, type Op } from '../op.ts';
 import { allocate, makeTensor, type Tensor, type TypedArray } from '../tensor.ts';
 import {
   CACHE_CODE,
@@ -167,9 +167,9 @@ export class HostPages implements PageStore {
   }
 }
 
-const clearOp: Op = { name: 'kvClear', reference: () => -3 };
-const appendOp: Op = { name: 'kvAppend', reference: () => -3 };
-const readOp: Op = { name: 'kvRead', reference: () => -3 };
+const clearOp = nativeOnly('kvClear');
+const appendOp = nativeOnly('kvAppend');
+const readOp = nativeOnly('kvRead');
 
 /**
  * Pages in device memory (native/attention/kv_cache.cu). Jobs of the device have no order among each other, so each

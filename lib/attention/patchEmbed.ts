@@ -10,6 +10,7 @@ import {
   call,
   callSync,
   checkOptions,
+  nativeOnly,
   type Op,
   type OpOptions,
   optionChoice,
@@ -79,7 +80,7 @@ const MAX_INPUTS = 2 ** 31 - 65;
 export const patchEmbedOp: Op = { name: 'patchEmbed', reference: patchEmbedReference };
 const op = patchEmbedOp;
 /** A matrix instead of a packed one. */
-const deviceOp: Op = { name: 'patchEmbed', reference: () => -3 };
+const deviceOp = nativeOnly('patchEmbed');
 /** Added rows and rows to write, of the video encoder's embedding. */
 const NO_ADDED_ROWS = [null, null, null, null, null];
 

@@ -1,9 +1,10 @@
 // Packed weights on the device: their memory, and the way there (native/gemm/device_matrix.h).
-import type { BackendName } from '../backend.ts';
-import { type Steps, step } from '../checkpoint/steps.ts';
+import type { Addon, BackendName } from '../backend.ts';
+import { runAsync, runSync, type Steps, step } from '../checkpoint/steps.ts';
 import { DeviceData, type Location, upload } from '../device.ts';
 import { HeddleError } from '../errors.ts';
-import { type AsyncOpOptions, call, callSync, type Op } from '../op.ts';
+import { Handle } from '../handle.ts';
+import { type AsyncOpOptions, call, callSync, type Op, type OpOptions } from '../op.ts';
 
 /** What a handle on backend cuda holds. */
 export interface DeviceWeights {
@@ -88,5 +89,50 @@ export function checkCopy(location: Location, backend: BackendName, label: strin
       'ERR_BACKEND',
       `${label} packed for backend ${backend} cannot be copied: only those of backend cpu can, to cuda`,
     );
+  }
+}
+
+/** Packed weights `Self` on the host, of which there may be copies on the device. */
+export abstract class PackedWeights<R, Self> extends Handle<R> {
+  /** Bytes of native memory. */
+  bytes = 0;
+
+  /** Where the weights are. */
+  get location(): Location {
+    return this.backend === 'cuda' ? 'cuda' : 'cpu';
+  }
+
+  /**
+   * A copy on the device, for tensors there; these weights stay as they are. The device's memory counts as that of
+   * tensors (`cudaMemory`) and is freed by `dispose()` of the copy.
+   * @returns the copy, or these weights when they are there
+   * @throws HeddleError `ERR_BACKEND` for weights of backend reference, for `'cpu'` when they are on the device, and where
+   *   CUDA cannot run; `ERR_MEMORY`, `ERR_DISPOSED`, `ERR_ABORTED`
+   */
+  async to(location: Location, options: Pick<AsyncOpOptions, 'threads' | 'signal'> = {}): Promise<Self> {
+    if (location === this.location) return this as unknown as Self;
+    return this.onDevice(await runAsync(this.copy(location, options)));
+  }
+
+  /** {@link to} on the calling thread. */
+  toSync(location: Location, options: Pick<OpOptions, 'threads'> = {}): Self {
+    if (location === this.location) return this as unknown as Self;
+    return this.onDevice(runSync(this.copy(location, options)));
+  }
+
+  /** Checks first that it can be made. */
+  protected abstract copy(
+    location: Location,
+    options: Pick<AsyncOpOptions, 'threads' | 'signal'>,
+  ): Steps<DeviceData>;
+
+  /** These weights, whose memory on the device is `data`. */
+  protected abstract onDevice(data: DeviceData): Self;
+
+  protected abstract releaseHost(addon: Addon, data: object): void;
+
+  protected override release(addon: Addon, data: object): void {
+    if (this.backend === 'cuda') (data as DeviceWeights).data.release();
+    else this.releaseHost(addon, data);
   }
 }

@@ -7,6 +7,7 @@ import {
   callSync,
   checkOptions,
   checkOut,
+  nativeOnly,
   type Op,
   type OpOptions,
   optionChoice,
@@ -39,7 +40,7 @@ export interface LinearOptions {
 
 const linearOp: Op = { name: 'linear', reference: linearReference };
 /** Two arguments for the matrix instead of one. */
-const deviceLinearOp: Op = { name: 'linear', reference: () => -3 };
+const deviceLinearOp = nativeOnly('linear');
 const LINEAR_OPTIONS: ReadonlySet<string> = new Set([
   'bias',
   'activation',

@@ -1,14 +1,14 @@
 import { type Addon, backendOf, resolveBackend } from '../backend.ts';
-import { runAsync, runSync } from '../checkpoint/steps.ts';
+import { runAsync, runSync, type Steps, step } from '../checkpoint/steps.ts';
 import type { DeviceData, Location } from '../device.ts';
 import { DTYPE_CODE } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
-import { Handle } from '../handle.ts';
 import {
   type AsyncOpOptions,
   call,
   callSync,
   checkOptions,
+  nativeOnly,
   type Op,
   type OpOptions,
   optionChoice,
@@ -16,7 +16,7 @@ import {
 import type { ReferenceMatrix } from '../reference/gemm/linear.ts';
 import type { WeightType } from '../reference/gemm/quantize.ts';
 import { asTensor, type TensorLike } from '../tensor.ts';
-import { checkCopy, copyWeights, DeviceCopy, type DeviceWeights } from './deviceWeights.ts';
+import { checkCopy, copyWeights, DeviceCopy, type DeviceWeights, PackedWeights } from './deviceWeights.ts';
 import {
   blockScaleOf,
   meanSquareOf,
@@ -84,19 +84,17 @@ export function weightOptions(
   return [t, group];
 }
 
-const layoutOp: Op = { name: 'layoutMatrix', reference: () => -3 };
+const layoutOp = nativeOnly('layoutMatrix');
 
 /**
  * A weight matrix `[outputs, inputs]` in the form that the kernels read; made by {@link packMatrix}. On backend cuda it
  * lives on the device, and takes and gives tensors there as well as on the host.
  */
-export class PackedMatrix extends Handle<ReferenceMatrix> {
+export class PackedMatrix extends PackedWeights<ReferenceMatrix, PackedMatrix> {
   readonly outputs: number;
   readonly inputs: number;
   readonly type: WeightType;
   readonly groupSize: number;
-  /** Bytes of native memory. */
-  bytes = 0;
   private readonly symmetric: boolean;
 
   /** @internal `device`: for backend cuda, the memory there. */
@@ -128,40 +126,14 @@ export class PackedMatrix extends Handle<ReferenceMatrix> {
     if (device !== undefined) this.bytes = device.byteLength;
   }
 
-  /** Where the weights are. */
-  get location(): Location {
-    return this.backend === 'cuda' ? 'cuda' : 'cpu';
-  }
-
-  /**
-   * A copy on the device, for tensors there; this matrix stays as it is. The device's memory counts as that of tensors
-   * (`cudaMemory`) and is freed by `dispose()` of the copy.
-   * @returns the copy, or this matrix when it is there
-   * @throws HeddleError `ERR_BACKEND` for a matrix of backend reference, for `'cpu'` when it is on the device, and where
-   *   CUDA cannot run; `ERR_MEMORY`, `ERR_DISPOSED`, `ERR_ABORTED`
-   */
-  async to(
-    location: Location,
-    options: Pick<AsyncOpOptions, 'threads' | 'signal'> = {},
-  ): Promise<PackedMatrix> {
-    if (location === this.location) return this;
-    return this.onDevice(await runAsync(this.copy(location, options)));
-  }
-
-  /** {@link to} on the calling thread. */
-  toSync(location: Location, options: Pick<OpOptions, 'threads'> = {}): PackedMatrix {
-    if (location === this.location) return this;
-    return this.onDevice(runSync(this.copy(location, options)));
-  }
-
-  private copy(location: Location, options: Pick<AsyncOpOptions, 'threads' | 'signal'>) {
+  protected copy(location: Location, options: Pick<AsyncOpOptions, 'threads' | 'signal'>) {
     checkCopy(location, this.backend, 'a matrix');
     const bytes = (this.addon as Addon)['matrixImageBytes'] as unknown as (h: object) => number;
     const copy = new DeviceCopy(1, () => bytes(this.use(undefined)));
     return copyWeights(copy, 1, layoutOp, () => [this.use(undefined)], options);
   }
 
-  private onDevice(data: DeviceData): PackedMatrix {
+  protected onDevice(data: DeviceData): PackedMatrix {
     return new PackedMatrix(
       this.outputs,
       this.inputs,
@@ -179,9 +151,8 @@ export class PackedMatrix extends Handle<ReferenceMatrix> {
     this.bytes = (this.addon['accountMatrix'] as unknown as (h: object) => number)(this.data);
   }
 
-  protected override release(addon: Addon, data: object): void {
-    if (this.backend === 'cuda') (data as DeviceWeights).data.release();
-    else (addon['releaseMatrix'] as unknown as (h: object) => void)(data);
+  protected releaseHost(addon: Addon, data: object): void {
+    (addon['releaseMatrix'] as unknown as (h: object) => void)(data);
   }
 }
 
@@ -260,6 +231,29 @@ function preparePack(weight: TensorLike, options: (PackMatrixOptions & OpOptions
   return { matrix, toDevice, args };
 }
 
+function* pack(
+  weight: TensorLike,
+  options: (PackMatrixOptions & AsyncOpOptions) | undefined,
+): Steps<PackedMatrix> {
+  const { matrix, toDevice, args } = preparePack(weight, options);
+  const run = { ...options, backend: matrix.backend };
+  yield* step(
+    () => callSync(packOp, args, run),
+    () => call(packOp, args, run),
+  );
+  matrix.account();
+  if (!toDevice) return matrix;
+  const { threads, signal } = run;
+  try {
+    return yield* step(
+      () => matrix.toSync('cuda', { threads }),
+      () => matrix.to('cuda', { threads, signal }),
+    );
+  } finally {
+    matrix.dispose();
+  }
+}
+
 /**
  * Packs a weight matrix once for many products. With `backend: 'cuda'` it is packed on the host and copied to the device,
  * as `matrix.to('cuda')` does.
@@ -271,26 +265,10 @@ export async function packMatrix(
   weight: TensorLike,
   options?: PackMatrixOptions & AsyncOpOptions,
 ): Promise<PackedMatrix> {
-  const { matrix, toDevice, args } = preparePack(weight, options);
-  await call(packOp, args, { ...options, backend: matrix.backend });
-  matrix.account();
-  if (!toDevice) return matrix;
-  try {
-    return await matrix.to('cuda', { threads: options?.threads, signal: options?.signal });
-  } finally {
-    matrix.dispose();
-  }
+  return runAsync(pack(weight, options));
 }
 
 /** {@link packMatrix} on the calling thread. */
 export function packMatrixSync(weight: TensorLike, options?: PackMatrixOptions & OpOptions): PackedMatrix {
-  const { matrix, toDevice, args } = preparePack(weight, options);
-  callSync(packOp, args, { ...options, backend: matrix.backend });
-  matrix.account();
-  if (!toDevice) return matrix;
-  try {
-    return matrix.toSync('cuda', { threads: options?.threads });
-  } finally {
-    matrix.dispose();
-  }
+  return runSync(pack(weight, options));
 }

@@ -1,14 +1,14 @@
 import { type Steps, step } from '../checkpoint/steps.ts';
 import type { FloatType } from '../dtype.ts';
 import { prepareLinear } from '../gemm/linear.ts';
-import { type AsyncOpOptions, call, callSync, type Op } from '../op.ts';
+import { type AsyncOpOptions, call, callSync, nativeOnly } from '../op.ts';
 import type { Tensor } from '../tensor.ts';
 import { prepareForward } from './experts.ts';
 import type { Parts } from './load.ts';
 import { prepareRoute, type RouteTopKOptions } from './routeTopK.ts';
 
 /** The arguments of the ops one after the other (native/moe/layer_device.h). */
-const op: Op = { name: 'moeLayer', reference: () => -3 };
+const op = nativeOnly('moeLayer');
 /** In place of a product's arguments: none. */
 const NO_PRODUCT = [null, null, null, 0, 0, null, 0, null, 0];
 

@@ -4,7 +4,15 @@ import { DTYPE_CODE, FLOAT_TYPES, type FloatType } from '../dtype.ts';
 import { HeddleError } from '../errors.ts';
 import type { DeviceWeights } from '../gemm/deviceWeights.ts';
 import { outputTensor, weightOptions } from '../gemm/linear.ts';
-import { type AsyncOpOptions, call, callSync, checkOptions, type Op, type OpOptions } from '../op.ts';
+import {
+  type AsyncOpOptions,
+  call,
+  callSync,
+  checkOptions,
+  nativeOnly,
+  type Op,
+  type OpOptions,
+} from '../op.ts';
 import type { Activation } from '../reference/gemm/activation.ts';
 import type { WeightType } from '../reference/gemm/quantize.ts';
 import { expertsForwardReference } from '../reference/moe/expertsForward.ts';
@@ -178,11 +186,9 @@ export const forwardOp: Op = {
 };
 
 /** Two arguments for each bank instead of one, and no routes' outputs. */
-const deviceForwardOp: Op = {
-  name: 'expertsForward',
-  reference: () => -3,
-  invalid: (index, args) => routeIdError(index, args[8] as number, args[9] as Int32Array),
-};
+const deviceForwardOp = nativeOnly('expertsForward', (index, args) =>
+  routeIdError(index, args[8] as number, args[9] as Int32Array),
+);
 
 /** @internal Checks a forward's arguments; the op's last argument, the routes' outputs, is left out. */
 export function prepareForward(

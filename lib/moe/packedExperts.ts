@@ -1,14 +1,19 @@
 import type { Addon } from '../backend.ts';
-import { runAsync, runSync } from '../checkpoint/steps.ts';
+import { runAsync } from '../checkpoint/steps.ts';
 import type { DeviceData, Location } from '../device.ts';
-import { checkCopy, copyWeights, DeviceCopy, type DeviceWeights } from '../gemm/deviceWeights.ts';
+import {
+  checkCopy,
+  copyWeights,
+  DeviceCopy,
+  type DeviceWeights,
+  PackedWeights,
+} from '../gemm/deviceWeights.ts';
 import { WEIGHT_CODE } from '../gemm/linear.ts';
 import { meanSquareOf, type RoundingOptions, roundingOf } from '../gemm/weights.ts';
-import { Handle } from '../handle.ts';
 import {
   type AsyncOpOptions,
   checkOptions,
-  type Op,
+  nativeOnly,
   type OpOptions,
   optionChoice,
   optionNumber,
@@ -20,7 +25,7 @@ import type { TensorLike } from '../tensor.ts';
 import type { BankShape, ExpertBiases } from './expertSources.ts';
 import type { ExpertScales } from './expertWeights.ts';
 
-const layoutOp: Op = { name: 'layoutExpert', reference: () => -3 };
+const layoutOp = nativeOnly('layoutExpert');
 
 const CALIBRATION_KEYS: ReadonlySet<string> = new Set(['hidden', 'intermediate']);
 
@@ -55,14 +60,12 @@ type BankSettings = Pick<PackExpertsOptions, 'activation' | 'alpha' | 'limit' | 
  * Packed weights of a layer's experts; made by {@link packExperts}. On backend cuda they live on the device, and take and
  * give tensors there as well as on the host.
  */
-export class ExpertWeights extends Handle<ReferenceBank> {
+export class ExpertWeights extends PackedWeights<ReferenceBank, ExpertWeights> {
   readonly experts: number;
   readonly hiddenSize: number;
   readonly intermediateSize: number;
   readonly type: WeightType;
   readonly groupSize: number;
-  /** Bytes of native memory. */
-  bytes = 0;
   /** @internal How weights are rounded when they are packed. */
   readonly rounding: ReturnType<typeof roundingOf> & { meanSquares: (Float32Array | null)[] };
   private readonly gated: boolean;
@@ -118,33 +121,7 @@ export class ExpertWeights extends Handle<ReferenceBank> {
     if (device !== undefined) this.bytes = device.data.byteLength;
   }
 
-  /** Where the weights are. */
-  get location(): Location {
-    return this.backend === 'cuda' ? 'cuda' : 'cpu';
-  }
-
-  /**
-   * A copy on the device, for tensors there; these weights stay as they are. The device's memory counts as that of
-   * tensors (`cudaMemory`) and is freed by `dispose()` of the copy.
-   * @returns the copy, or these weights when they are there
-   * @throws HeddleError `ERR_BACKEND` for weights of backend reference, for `'cpu'` when they are on the device, and where
-   *   CUDA cannot run; `ERR_MEMORY`, `ERR_DISPOSED`, `ERR_ABORTED`
-   */
-  async to(
-    location: Location,
-    options: Pick<AsyncOpOptions, 'threads' | 'signal'> = {},
-  ): Promise<ExpertWeights> {
-    if (location === this.location) return this;
-    return this.onDevice(await runAsync(this.copy(location, options)));
-  }
-
-  /** {@link to} on the calling thread. */
-  toSync(location: Location, options: Pick<OpOptions, 'threads'> = {}): ExpertWeights {
-    if (location === this.location) return this;
-    return this.onDevice(runSync(this.copy(location, options)));
-  }
-
-  private copy(location: Location, options: Pick<AsyncOpOptions, 'threads' | 'signal'>) {
+  protected copy(location: Location, options: Pick<AsyncOpOptions, 'threads' | 'signal'>) {
     checkCopy(location, this.backend, 'expert weights');
     return copyWeights(this.deviceCopy(), this.experts, layoutOp, (e) => [this.use(undefined), e], options);
   }
@@ -174,7 +151,7 @@ export class ExpertWeights extends Handle<ReferenceBank> {
     }
   }
 
-  private onDevice(data: DeviceData): ExpertWeights {
+  protected onDevice(data: DeviceData): ExpertWeights {
     const {
       experts,
       hiddenSize: hidden,
@@ -230,8 +207,7 @@ export class ExpertWeights extends Handle<ReferenceBank> {
     (this.addon['setBankBytes'] as unknown as (h: object, b: number) => void)(this.use(undefined), bytes);
   }
 
-  protected override release(addon: Addon, data: object): void {
-    if (this.backend === 'cuda') (data as DeviceWeights).data.release();
-    else (addon['releaseBank'] as unknown as (h: object) => void)(data);
+  protected releaseHost(addon: Addon, data: object): void {
+    (addon['releaseBank'] as unknown as (h: object) => void)(data);
   }
 }

@@ -1,12 +1,11 @@
 // The one place where an attention op meets the instruction set chosen at run time; planning and scratch.
 #include <algorithm>
+#include <new>
+#include <thread>
 
 #include "attention/attention.h"
 #include "attention/attention_backward.h"
 #include "attention/rotary_embedding.h"
-
-#include <new>
-#include <thread>
 
 namespace heddle {
 

@@ -1,40 +1,16 @@
-import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { cudaMemory, setCudaMemoryLimit } from '../../lib/device.ts';
 import { decodeFloats, encodeFloats } from '../../lib/dtype.ts';
 import { linearSync, type WeightType } from '../../lib/gemm/linear.ts';
-import { openCheckpointSync, Tensor } from '../../lib/index.ts';
+import { Tensor } from '../../lib/index.ts';
 import { expertsForwardSync } from '../../lib/moe/experts.ts';
 import { MoELayer } from '../../lib/moe/index.ts';
 import type { Parts } from '../../lib/moe/load.ts';
 import { sameBits } from '../cases/case.ts';
-import { golden } from '../helpers/checkpoints.ts';
+import { golden, goldenIo, goldenLayers } from '../helpers/checkpoints.ts';
 import { hasCuda } from '../helpers/cuda.ts';
 import { expectRejection, expectThrow } from '../helpers/errors.ts';
 import { relativeError } from '../helpers/golden.ts';
-
-const architectures = [
-  'mixtral',
-  'qwen2_moe',
-  'qwen3_moe',
-  'olmoe',
-  'deepseek_v3',
-  'gpt_oss',
-  'mixtral_bf16',
-  'gpt_oss_mxfp4',
-];
-
-function ioOf(name: string) {
-  const io = openCheckpointSync(join(golden(name), 'io.safetensors'));
-  const read = (tensor: string) => io.readSync(tensor);
-  return {
-    input: read('input') as Tensor<'float32'>,
-    output: read('output_float64').data as Float64Array,
-    logits: read('router_logits_float64').data as Float64Array,
-    indices: read('indices').data as Int32Array,
-    weights: read('weights_float64').data as Float64Array,
-  };
-}
 
 const live = () => {
   const { live: bytes, jobs } = cudaMemory();
@@ -42,9 +18,9 @@ const live = () => {
 };
 
 describe.skipIf(!hasCuda())('MoELayer on cuda', () => {
-  it.each(architectures)('%s matches transformers, on the device and from the host', async (name) => {
+  it.each(goldenLayers)('%s matches transformers, on the device and from the host', async (name) => {
     const before = live();
-    const { input, output, logits, indices, weights } = ioOf(name);
+    const { input, output, logits, indices, weights } = goldenIo(name);
     const layer = await MoELayer.load(golden(name), { layer: 1, type: 'float32', backend: 'cuda' });
     expect([layer.backend, layer.location]).toEqual(['cuda', 'cuda']);
     const loaded = live();
@@ -94,7 +70,7 @@ describe.skipIf(!hasCuda())('MoELayer on cuda', () => {
     ['gpt_oss_mxfp4', 'int4', { symmetric: false }],
   ];
   it.each(packed)('%s as %s: what the CPU computes', async (name, type, options) => {
-    const { input } = ioOf(name);
+    const { input } = goldenIo(name);
     const load = (backend: 'cpu' | 'cuda') =>
       MoELayer.load(golden(name), { layer: 1, type, ...options, backend });
     const [cpu, cuda] = [await load('cpu'), await load('cuda')];
@@ -112,7 +88,7 @@ describe.skipIf(!hasCuda())('MoELayer on cuda', () => {
 
   it('no tokens, a layer in use that is disposed, an abort, and too little memory', async () => {
     const before = live();
-    const { input } = ioOf('qwen2_moe');
+    const { input } = goldenIo('qwen2_moe');
     const layer = await MoELayer.load(golden('qwen2_moe'), { layer: 1, backend: 'cuda' });
     const none = await new Tensor('float32', new Float32Array(0), [0, layer.hiddenSize]).to('cuda');
     const empty = await layer.forward(none);
@@ -144,7 +120,7 @@ describe.skipIf(!hasCuda())('MoELayer on cuda', () => {
   });
 
   it('says what the device does not do', async () => {
-    const { input } = ioOf('mixtral');
+    const { input } = goldenIo('mixtral');
     const budget = { layer: 1, backend: 'cuda' as const, memoryBudget: 1 << 20 };
     await expectRejection(MoELayer.load(golden('mixtral'), budget), 'ERR_OPTION', /memoryBudget.*cuda/);
     const cpu = await MoELayer.load(golden('mixtral'), { layer: 1, backend: 'cpu' });

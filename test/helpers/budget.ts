@@ -1,10 +1,9 @@
-import { join } from 'node:path';
 import { expect } from 'vitest';
-import { openCheckpointSync, Tensor } from '../../lib/index.ts';
+import { Tensor } from '../../lib/index.ts';
 import type { ExpertCache } from '../../lib/moe/expertCache.ts';
 import type { ExpertWeights } from '../../lib/moe/experts.ts';
 import { MoELayer, type MoELayerOptions } from '../../lib/moe/index.ts';
-import { golden } from './checkpoints.ts';
+import { goldenIo } from './checkpoints.ts';
 
 export type Options = Omit<MoELayerOptions, 'layer' | 'memoryBudget'>;
 
@@ -34,10 +33,8 @@ export const pinsOf = (layer: MoELayer) =>
   (inner(layer).cache as never as { pins: Map<number, number> }).pins;
 /** The golden input as `[38, hidden]`. */
 export const inputOf = (name: string) => {
-  const io = openCheckpointSync(join(golden(name), 'io.safetensors'));
-  const t = io.readSync('input');
-  io.close();
-  return t.reshape([38, t.dims[2]]) as Tensor<'float32'>;
+  const { input } = goldenIo(name);
+  return input.reshape([38, input.dims[2]]) as Tensor<'float32'>;
 };
 export const rows = (x: Tensor<'float32'>, from: number, count: number) =>
   new Tensor('float32', x.data.slice(from * x.dims[1], (from + count) * x.dims[1]), [count, x.dims[1]]);

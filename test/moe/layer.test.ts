@@ -2,37 +2,22 @@ import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:f
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { openCheckpointSync, Tensor } from '../../lib/index.ts';
+import { Tensor } from '../../lib/index.ts';
 import { MoELayer } from '../../lib/moe/index.ts';
 import { sameBits } from '../cases/case.ts';
 import { nativeVariants } from '../helpers/backends.ts';
-import { golden } from '../helpers/checkpoints.ts';
+import { golden, goldenIo, goldenLayers } from '../helpers/checkpoints.ts';
 import { expectRejection } from '../helpers/errors.ts';
 import { relativeError } from '../helpers/golden.ts';
 
-const architectures = [
-  'mixtral',
-  'qwen2_moe',
-  'qwen3_moe',
-  'olmoe',
-  'deepseek_v3',
-  'gpt_oss',
-  'mixtral_bf16',
-  'gpt_oss_mxfp4',
-];
 const stored: Record<string, string> = { mixtral_bf16: 'bfloat16', gpt_oss_mxfp4: 'mxfp4' };
 const everywhere = [
   { name: 'reference', options: { backend: 'reference' as const }, use() {} },
   ...nativeVariants(),
 ];
 
-describe.each(architectures)('MoE block of %s matches transformers', (name) => {
-  const io = openCheckpointSync(join(golden(name), 'io.safetensors'));
-  const input = io.readSync('input');
-  const output = io.readSync('output_float64').data as Float64Array;
-  const logits = io.readSync('router_logits_float64').data as Float64Array;
-  const indices = io.readSync('indices').data as Int32Array;
-  const weights = io.readSync('weights_float64').data as Float64Array;
+describe.each(goldenLayers)('MoE block of %s matches transformers', (name) => {
+  const { input, output, logits, indices, weights } = goldenIo(name);
 
   it.each(everywhere)('$name', async ({ options, use }) => {
     use();
@@ -114,13 +99,10 @@ describe('MoELayer', () => {
   });
 
   it('int8 keeps a layer close to its float32 output', async () => {
-    const io = openCheckpointSync(join(golden('qwen3_moe'), 'io.safetensors'));
-    const input = io.readSync('input');
+    const { input, output } = goldenIo('qwen3_moe');
     const layer = await MoELayer.load(golden('qwen3_moe'), { layer: 1, type: 'int8' });
     const y = await layer.forward(input);
-    expect(
-      relativeError(y.data as Float32Array, io.readSync('output_float64').data as Float64Array),
-    ).toBeLessThan(0.03);
+    expect(relativeError(y.data as Float32Array, output)).toBeLessThan(0.03);
     layer.dispose();
   });
 });
