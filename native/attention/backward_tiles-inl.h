@@ -10,10 +10,7 @@ constexpr int kCell = kBlockRows * kSub;
 template <int R, int C>
 static void product_tile(const float* rows, const float* keys, int dim, float* c) {
   vf t[R][C];
-  HEDDLE_UNROLL(16)
-  for (int r = 0; r < R; ++r) {
-    for (int i = 0; i < C; ++i) t[r][i] = set1(0.0f);
-  }
+  clear_tile(t);
   for (int d = 0; d < dim; d += W, rows += kBlockRows * W) {
     const int n = dim - d < W ? dim - d : W;
     for (int e = 0; e < n; ++e, keys += kColumns) {
@@ -48,10 +45,7 @@ constexpr int kCells = 4;
 template <int R, int C>
 static void query_tile(const float* slopes, const float* keys, uint32_t seen, int limit, float* c, int64_t stride) {
   vf t[R][C];
-  HEDDLE_UNROLL(16)
-  for (int r = 0; r < R; ++r) {
-    for (int i = 0; i < C; ++i) t[r][i] = set1(0.0f);
-  }
+  clear_tile(t);
   for (int sub = 0; sub < kCells; ++sub) {
     if (!(seen >> sub & 1)) continue;
     const float *a = slopes + sub * kCell, *k = keys + sub * kSub * kColumns;
@@ -73,10 +67,7 @@ static void query_tile(const float* slopes, const float* keys, uint32_t seen, in
 template <int R, int C>
 static void key_tile(const float* cell, const float* rows, int n, float* c, int64_t stride) {
   vf t[R][C];
-  HEDDLE_UNROLL(16)
-  for (int r = 0; r < R; ++r) {
-    for (int i = 0; i < C; ++i) t[r][i] = set1(0.0f);
-  }
+  clear_tile(t);
   for (int j = 0; j < n; ++j, cell += kSub, rows += W) {
     vf b[C];
     for (int i = 0; i < C; ++i) b[i] = load(rows + i * kBlockRows * W);

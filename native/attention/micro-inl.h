@@ -121,14 +121,19 @@ HEDDLE_INLINE bool pack_values(const Vectors& x, const int64_t* at, int sub, int
   return reduce_max(select(eq(check, zero), zero, set1(1.0f))) == 0.0f;
 }
 
-// Products of R rows of packed q with C vectors of keys.
 template <int R, int C>
-static void score_tile(const float* q, const float* k, int dim, float* s) {
-  vf a[R][C];
+HEDDLE_INLINE void clear_tile(vf (&a)[R][C]) {
   HEDDLE_UNROLL(16)
   for (int r = 0; r < R; ++r) {
     for (int c = 0; c < C; ++c) a[r][c] = set1(0.0f);
   }
+}
+
+// Products of R rows of packed q with C vectors of keys.
+template <int R, int C>
+static void score_tile(const float* q, const float* k, int dim, float* s) {
+  vf a[R][C];
+  clear_tile(a);
   for (int d = 0; d < dim; ++d) {
     vf b[C];
     for (int c = 0; c < C; ++c) b[c] = load(k + c * W);
@@ -193,10 +198,7 @@ template <int R, int C>
 static void value_tile(const float* p, const float* v, const Run* runs, int run_count, int limit, const float* alpha,
                        float* o, int64_t o_stride) {
   vf a[R][C];
-  HEDDLE_UNROLL(16)
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) a[r][c] = set1(0.0f);
-  }
+  clear_tile(a);
   for (int n = 0; n < run_count; ++n) {
     const int begin = runs[n].begin * kSub, end = runs[n].end * kSub < limit ? runs[n].end * kSub : limit;
     const float* row = v + int64_t{begin} * kColumns;

@@ -59,10 +59,7 @@ HEDDLE_INLINE bool pack_short(const AttentionProblem& p, const AttentionUnit& u,
 template <int R, int C>
 static void key_tile(const float* k, const float* q, int dim, float* s, Fetch* fetch) {
   vf a[R][C];
-  HEDDLE_UNROLL(16)
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) a[r][c] = set1(0.0f);
-  }
+  clear_tile(a);
   int lines = fetch->share(dim);
   Fetch f = *fetch;
   for (int d = 0; d < dim; d += kElements, k += (kRows - 1) * kElements) {
@@ -114,10 +111,7 @@ template <int R, int C>
 static void weigh_tile(const float* w, const float* v, int keys, const float* scale, float* const* out, int column,
                        Fetch* fetch) {
   vf a[R][C];
-  HEDDLE_UNROLL(16)
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) a[r][c] = set1(0.0f);
-  }
+  clear_tile(a);
   int lines = fetch->share(keys);
   Fetch f = *fetch;
   for (int k = 0; k < keys; ++k) {

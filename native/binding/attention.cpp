@@ -130,17 +130,13 @@ KvPools kv_pools(Call& call) {
   p.value_scales = call.array<float>();
   return p;
 }
-template <class Args>
-Status on_device_only(const Args&, const Exec&) {
-  return kUnsupported;
-}
 
 Napi::Value kv_clear_call(const Napi::CallbackInfo& info) {
   Call call(info);
   KvClearArgs a;
   a.pools = kv_pools(call);
   a.pages = call.integer();
-  return call.submit(std::move(a), on_device_only);
+  return call.submit_to_device(std::move(a));
 }
 
 Napi::Value kv_append_call(const Napi::CallbackInfo& info) {
@@ -156,7 +152,7 @@ Napi::Value kv_append_call(const Napi::CallbackInfo& info) {
   a.key_type = call.dtype();
   a.values = call.array<const void>();
   a.value_type = call.dtype();
-  return call.submit(std::move(a), on_device_only);
+  return call.submit_to_device(std::move(a));
 }
 
 Napi::Value kv_read_call(const Napi::CallbackInfo& info) {
@@ -168,7 +164,7 @@ Napi::Value kv_read_call(const Napi::CallbackInfo& info) {
   a.count = call.integer();
   a.keys = call.array<float>();
   a.values = call.array<float>();
-  return call.submit(std::move(a), on_device_only);
+  return call.submit_to_device(std::move(a));
 }
 
 Napi::Value stream_attention_call(const Napi::CallbackInfo& info) {

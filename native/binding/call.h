@@ -161,6 +161,13 @@ class Call {
     return queue(std::move(job));
   }
 
+  // The same of an op that only the CUDA library has.
+  template <class Args>
+  Napi::Value submit_to_device(Args&& args) {
+    return submit(std::forward<Args>(args),
+                  +[](const std::decay_t<Args>&, const Exec&) -> Status { return kUnsupported; });
+  }
+
   // Copies between device data and a host array, the two arguments left.
   Napi::Value copy(int32_t direction);
 

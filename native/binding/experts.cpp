@@ -140,14 +140,9 @@ DeviceBank device_bank(Call& call) {
   return b;
 }
 
-template <class Args>
-Status no_cpu_form(const Args&, const Exec&) {
-  return kUnsupported;
-}
-
 Napi::Value experts_device_call(const Napi::CallbackInfo& info) {
   Call call(info);
-  return call.submit(experts_device_args(call), no_cpu_form);
+  return call.submit_to_device(experts_device_args(call));
 }
 
 Napi::Value experts_backward_call(const Napi::CallbackInfo& info) {
@@ -280,7 +275,7 @@ Napi::Value patch_embed_device_call(const Napi::CallbackInfo& info) {
   a.k = call.integer();
   a.rows = call.integer();
   a.problem = patch_problem(call);
-  return call.submit(std::move(a), no_cpu_form);
+  return call.submit_to_device(std::move(a));
 }
 
 }  // namespace

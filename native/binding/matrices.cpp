@@ -75,11 +75,9 @@ DeviceMatrix device_matrix(Call& call) {
   return m;
 }
 
-Status no_cpu_form(const LinearDeviceArgs&, const Exec&) { return kUnsupported; }
-
 Napi::Value linear_device_call(const Napi::CallbackInfo& info) {
   Call call(info);
-  return call.submit(linear_device_args(call), no_cpu_form);
+  return call.submit_to_device(linear_device_args(call));
 }
 
 }  // namespace

@@ -31,8 +31,6 @@ Napi::Value route_top_k_call(const Napi::CallbackInfo& info) {
   return call.submit(route_top_k_args(call), route_top_k);
 }
 
-Status no_cpu_form(const MoELayerArgs&, const Exec&) { return kUnsupported; }
-
 Napi::Value moe_layer_call(const Napi::CallbackInfo& info) {
   Call call(info);
   MoELayerArgs a;
@@ -40,7 +38,7 @@ Napi::Value moe_layer_call(const Napi::CallbackInfo& info) {
   a.route = route_top_k_args(call);
   a.gate = linear_device_args(call);
   a.experts = experts_device_args(call);
-  return call.submit(std::move(a), no_cpu_form);
+  return call.submit_to_device(std::move(a));
 }
 
 Napi::Value plan_dispatch_call(const Napi::CallbackInfo& info) {
